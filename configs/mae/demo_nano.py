@@ -1,0 +1,35 @@
+"""MAE (arXiv 2111.06377) on the demo images: the quickstart's image teacher.
+
+    mvdjax train --config=configs/mae/demo_nano.py --workdir=quickstart/image_teacher
+
+Not a published recipe: a tiny model on tiny images, so that it trains in minutes on 2 CPU cores.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(arg: str = '') -> ConfigDict:
+    debug = arg == 'debug'
+    patch, mask = (1, 8, 8), {'kind': 'random', 'ratio': 0.75}
+    c = ConfigDict()
+    c.task_name = 'mae'
+    c.task = {
+        'encoder': {'variant': 'nano', 'patch': patch, 'pos_embed': 'sincos2d', 'cls_token': True, 'qkv_bias': 'full'},
+        'decoder': {'width': 64, 'depth': 1, 'heads': 2, 'pos_embed': 'sincos2d', 'qkv_bias': 'full'},
+        'mask': mask,
+        'target': 'mae',
+    }
+    c.data = {
+        'files': 'quickstart/data/images.txt',
+        'recipe': 'images',
+        'options': {'size': 48, 'patch': patch, 'mask': mask},
+    }
+    c.evals = {}
+    c.optim = {'peak_rate': 1e-3, 'end_rate': 1e-5, 'warmup_epochs': 2, 'betas': (0.9, 0.95)}
+    c.init = {}
+    c.run = {'global_batch': 64, 'epochs': 40}
+    c.mesh = {}
+    if debug:
+        c.run = {'global_batch': 8, 'steps': 2, 'log_every': 1}
+        c.optim.warmup_epochs = 0
+    return c

@@ -1,0 +1,252 @@
+"""Checkpoints: Orbax on disk, a strict loader between stages, and one place that decides where a run starts.
+
+A step directory holds the items `params`, `ema` (if the run has one), `train` (step, skipped, optimizer state) and
+`meta` (JSON: config, token grid, class names, schema version, data position, where the weights come from and under
+what licence). A later stage reads `params` or `ema` alone.
+"""
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.sharding import Mesh
+from orbax.checkpoint import checkpoint_managers as policies
+
+from mvdjax import sharding, trees
+from mvdjax.errors import UserError
+from mvdjax.train_state import TrainState
+
+SCHEMA_VERSION = 1
+FOLDER = 'checkpoints'
+
+
+class Checkpoints:
+    """The checkpoints of one run, saved asynchronously; a context manager that waits for the last save."""
+
+    def __init__(self, workdir: str, keep: int) -> None:
+        """Opens (and makes) the checkpoint folder of a workdir; keeps the newest `keep`."""
+        self._manager = ocp.CheckpointManager(
+            epath.Path(workdir).resolve() / FOLDER,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=policies.LatestN(keep), cleanup_tmp_directories=True
+            ),
+        )
+
+    def __enter__(self) -> 'Checkpoints':
+        """Self."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Waits for the last save and closes."""
+        self._manager.close()
+
+    def latest(self) -> int | None:
+        """The newest committed step, or None."""
+        return self._manager.latest_step()
+
+    def save(self, state: TrainState, meta: Mapping[str, Any]) -> None:
+        """Starts saving; returns once the state may be donated. A step that is already there is left alone.
+
+        Raises:
+          UserError: an earlier save failed, or the disk is full.
+        """
+        step = int(state.step)
+        if step in self._manager.all_steps():
+            return
+        items: dict[str, Any] = {
+            'params': ocp.args.StandardSave(state.params),
+            'train': ocp.args.StandardSave(_train_item(state)),
+            'meta': ocp.args.JsonSave(dict(meta)),
+        }
+        if state.ema is not None:
+            items['ema'] = ocp.args.StandardSave(state.ema)
+        try:
+            self._manager.check_for_errors()
+            self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f'saving step {step} to {self._manager.directory} failed ({error}); earlier checkpoints are untouched. '
+                'Free space or fix the permissions and start the same command again'
+            ) from error
+
+    def wait(self) -> None:
+        """Blocks until every save is committed."""
+        self._manager.wait_until_finished()
+
+    def restore(self, step: int, abstract: TrainState, mesh: Mesh) -> TrainState:
+        """The state of a step, placed on `mesh` whatever mesh saved it.
+
+        Raises:
+          UserError: the checkpoint is of another model or optimizer, or damaged.
+        """
+        placed = jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+            abstract,
+            sharding.tree_sharding(abstract, mesh),
+        )
+        items = {
+            'params': ocp.args.StandardRestore(placed.params),
+            'train': ocp.args.StandardRestore(_train_item(placed)),
+        }
+        if abstract.ema is not None:
+            items['ema'] = ocp.args.StandardRestore(placed.ema)
+        try:
+            found = self._manager.restore(step, args=ocp.args.Composite(**items))
+        except Exception as error:
+            raise UserError(
+                f'step {step} in {self._manager.directory} cannot be resumed with this config '
+                f'({_first_line(error)}); restore the config that wrote it, or use a new workdir'
+            ) from error
+        train = found['train']
+        ema = found['ema'] if abstract.ema is not None else None
+        return TrainState(train['step'], train['skipped'], found['params'], train['opt_state'], ema)
+
+
+def _train_item(state: TrainState) -> dict[str, Any]:
+    return {'step': state.step, 'skipped': state.skipped, 'opt_state': state.opt_state}
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split('\n', 1)[0][:300]
+
+
+def find_step_folder(path: str) -> epath.Path:
+    """The step directory that `path` means: itself, the newest step of a checkpoint folder, or of a workdir.
+
+    Raises:
+      UserError: there is no checkpoint there.
+    """
+    root = epath.Path(path)
+    for folder in (root, root / FOLDER):
+        if (folder / 'params').exists():
+            return folder.resolve()
+        steps = [p for p in folder.iterdir() if p.name.isdigit()] if folder.is_dir() else []
+        steps = [p for p in steps if (p / 'params').exists()]
+        if steps:
+            return max(steps, key=lambda p: int(p.name)).resolve()
+    raise UserError(f'no checkpoint in {path}: give a workdir of a finished stage, or one of its checkpoints/<step>')
+
+
+def read_meta(path: str) -> dict[str, Any]:
+    """The `meta` item of a checkpoint.
+
+    Raises:
+      UserError: no checkpoint there, or one written by a newer version of this project.
+    """
+    folder = find_step_folder(path)
+    meta = json.loads((folder / 'meta' / 'metadata').read_text())
+    if meta['schema_version'] > SCHEMA_VERSION:
+        raise UserError(
+            f'{folder} has schema version {meta["schema_version"]}, this program reads up to {SCHEMA_VERSION}: '
+            'update mvdjax'
+        )
+    return meta
+
+
+def read_params(path: str, use_ema: bool = False) -> dict[str, np.ndarray]:
+    """All parameters of a checkpoint as {'a/b/c': NumPy array}, whatever devices wrote it.
+
+    Raises:
+      UserError: no checkpoint there, no EMA in it, or a damaged one.
+    """
+    folder = find_step_folder(path)
+    item = folder / ('ema' if use_ema else 'params')
+    if not item.exists():
+        raise UserError(f'{folder} has no {item.name}: that run kept no moving average (run.ema_decay)')
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            tree = reader.metadata(item).item_metadata.tree
+            args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+            return trees.flatten(reader.restore(item, args=ocp.args.PyTreeRestore(restore_args=args)))
+    except Exception as error:
+        raise UserError(f'{item} cannot be read ({_first_line(error)}): the checkpoint is damaged or incomplete') from (
+            error
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """Parameters in the target's structure (abstract where fresh), and the table of what happened to each tensor."""
+
+    params: Any
+    fresh: tuple[str, ...]
+    table: str
+
+
+def load_params(
+    path: str,
+    expected: Any,
+    what: str,
+    *,
+    subtree: str = '',
+    allow_fresh: Sequence[str] = (),
+    allow_unused: Sequence[str] = (),
+    use_ema: bool = False,
+) -> Loaded:
+    """Takes a stage's parameters from another stage's checkpoint, strictly.
+
+    Args:
+      path: workdir or checkpoint.
+      expected: abstract parameters to fill.
+      what: name for the table and for errors, e.g. 'video teacher'.
+      subtree: use only this part of the source, its name removed ('backbone' turns 'backbone/x' into 'x').
+      allow_fresh: regexes of expected parameters that may be missing from the source; they stay abstract.
+      allow_unused: regexes of source parameters that may be left over.
+      use_ema: read the moving average.
+
+    Raises:
+      UserError: a shape differs, or a parameter is missing or left over without being allowed by name.
+    """
+    source = read_params(path, use_ema)
+    if subtree:
+        source = {k.removeprefix(subtree + '/'): v for k, v in source.items() if k.startswith(subtree + '/')}
+    target = trees.flatten(expected)
+    wrong = [
+        f'{k} is {tuple(source[k].shape)}, expected {tuple(v.shape)}'
+        for k, v in target.items()
+        if k in source and tuple(source[k].shape) != tuple(v.shape)
+    ]
+    if wrong:
+        raise UserError(
+            f'{path} does not fit the {what}: {"; ".join(wrong[:3])}'
+            + (f' and {len(wrong) - 3} more' if len(wrong) > 3 else '')
+            + '. Give the config the model size that wrote the checkpoint'
+        )
+    fresh = [k for k in target if k not in source]
+    unused = [k for k in source if k not in target]
+    for names, allowed, says in ((fresh, allow_fresh, 'lacks'), (unused, allow_unused, 'has the extra')):
+        bad = [k for k in names if not any(re.search(p, k) for p in allowed)]
+        if bad:
+            raise UserError(
+                f'{path} {says} {", ".join(bad[:5])}{" ..." if len(bad) > 5 else ""} for the {what}; '
+                'allow it by name (init.allow_fresh, init.allow_unused) if that is meant'
+            )
+    dtypes = {k: np.asarray(source[k], v.dtype) for k, v in target.items() if k in source}
+    flat = {k: dtypes.get(k, v) for k, v in target.items()}
+    return Loaded(trees.unflatten(flat), tuple(fresh), _table(path, what, target, fresh, unused, source))
+
+
+def _table(
+    path: str, what: str, target: Mapping[str, Any], fresh: list[str], unused: list[str], source: Mapping[str, Any]
+) -> str:
+    """Loaded / fresh / unused, one line a top-level group."""
+    groups: dict[tuple[str, str], list[int]] = {}
+    for status, names, sizes in (
+        ('loaded', [k for k in target if k not in fresh], target),
+        ('fresh', fresh, target),
+        ('unused', unused, source),
+    ):
+        for name in names:
+            entry = groups.setdefault((status, '/'.join(name.split('/')[:2])), [0, 0])
+            entry[0] += 1
+            entry[1] += int(np.prod(sizes[name].shape))
+    lines = [f'{what} from {find_step_folder(path)}:']
+    for (status, group), (tensors, values) in groups.items():
+        lines.append(f'  {status:<7} {group:<32} {tensors:4d} tensors {values / 1e6:9.3f} M')
+    return '\n'.join(lines)

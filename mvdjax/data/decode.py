@@ -1,0 +1,212 @@
+"""Video and image files to uint8 RGB arrays: exact frame indices, little work, one error type for bad files.
+
+The frames of a video are counted in presentation order, as a full decode from the start would give them; the
+container's own frame count and rate are never trusted. Where the container stores timestamps, the index is read
+without decoding and only the packets that the wanted frames need are decoded; everywhere else, and whenever anything
+is amiss, the video is decoded and counted from its start. Files are opened, read and closed within each call.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import numpy as np
+from PIL import Image, ImageOps
+
+from mvdjax.data import packets
+from mvdjax.data.packets import UnreadableError
+
+_BAD_VIDEO = (av.FFmpegError, OSError, MemoryError, UnreadableError)
+# All that Pillow's decoders were seen to raise on damaged files.
+_BAD_IMAGE = (
+    *(OSError, ValueError, SyntaxError, EOFError, TypeError, LookupError, ArithmeticError, MemoryError, struct.error),
+    Image.DecompressionBombError,
+)
+
+
+class DecodeError(Exception):
+    """A file that cannot be read as what it should be.
+
+    Attributes:
+        path: the file.
+        reason: what is wrong with it, such as 'has no video stream'.
+    """
+
+    def __init__(self, path: str | Path, reason: str) -> None:
+        super().__init__(f'{path} {reason}')
+        self.path = path
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[DecodeError], tuple[str | Path, str]]:
+        return DecodeError, (self.path, self.reason)  # so that it survives the way back from a worker process
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What `probe` found out by reading the file.
+
+    Attributes:
+        frames: as many as `read_frames` offers to `pick`, unless a damaged part shows only when decoded.
+        width: of the frames `read_frames` returns (rotation applied), in pixels.
+        height: likewise.
+        fps: mean rate by the timestamps, in frames a second; the container's claim where it stores none; 0 if unknown.
+        codec: FFmpeg's name, such as 'h264'.
+        container: FFmpeg's name, such as 'mov,mp4,m4a,3gp,3g2,mj2'.
+    """
+
+    frames: int
+    width: int
+    height: int
+    fps: float
+    codec: str
+    container: str
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnreadableError):
+        return str(error)
+    text = getattr(error, 'strerror', None) or str(error) or type(error).__name__
+    return f'cannot be decoded: {text}'
+
+
+def _local_file(path: str | Path) -> Path:
+    """The path, if it is a file with something in it.
+
+    Raises:
+        DecodeError: it is not.
+    """
+    file = Path(path)
+    try:
+        if file.is_dir():
+            raise DecodeError(path, 'is a directory')
+        if not file.is_file():
+            raise DecodeError(path, 'does not exist')
+        if file.stat().st_size == 0:
+            raise DecodeError(path, 'is empty')
+    except (OSError, ValueError) as error:  # a name too long or with a zero byte, no permission
+        raise DecodeError(path, f'cannot be opened: {error}') from error
+    return file
+
+
+class _Picker:
+    """Calls the caller's `pick` once per frame count."""
+
+    def __init__(self, pick: Callable[[int], np.ndarray]) -> None:
+        self._pick = pick
+        self._answers: dict[int, np.ndarray] = {}
+
+    def __call__(self, frames: int) -> np.ndarray:
+        if frames not in self._answers:
+            ids = np.asarray(self._pick(frames))
+            if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
+                raise ValueError(f'pick must return a vector of integers, not {ids.dtype} of shape {ids.shape}')
+            self._answers[frames] = ids.astype(np.int64)
+        return self._answers[frames]
+
+
+def _check_range(ids: np.ndarray, frames: int) -> None:
+    if ids.size and not (ids.min() >= 0 and ids.max() < frames):
+        raise ValueError(f'pick returned frames {ids.min()} to {ids.max()} of a video of {frames}')
+
+
+def read_frames(path: str | Path, pick: Callable[[int], np.ndarray]) -> np.ndarray:
+    """Decodes the frames that `pick` chooses.
+
+    Args:
+        path: a local video file.
+        pick: gets the number of decodable frames (at least 1) and returns integer indices into them, in any order,
+            repeats allowed. It is called again if decoding shows another number than the packets promised.
+
+    Returns:
+        uint8 (len(indices), h, w, 3), RGB, turned upright where the file says so. No indices give (0, h, w, 3) with
+        h = w = 0.
+
+    Raises:
+        DecodeError: the file is not a readable video. A damaged one counts as the frames that can be had from it.
+        ValueError: an index out of range, or indices that are no integer vector.
+    """
+    file = _local_file(path)
+    picker = _Picker(pick)
+    expected = 0
+    with ExitStack() as stack:
+        index = None
+        try:
+            video = stack.enter_context(packets.open_video(file, probing=False))
+            index = packets.read_index(video)
+            expected = index.frames
+        except _BAD_VIDEO:
+            pass  # whatever is wrong shows again, or is overcome, when decoding from the start
+        if index is not None and index.exact:
+            ids = picker(expected)
+            _check_range(ids, expected)
+            try:
+                return packets.decode_ranges(video, index, ids)
+            except _BAD_VIDEO:
+                pass
+    return _read_counted(path, file, picker, expected)
+
+
+def _read_counted(path: str | Path, file: Path, picker: _Picker, expected: int) -> np.ndarray:
+    """Decodes from the first packet, counting; again if the count is not what was expected (0: not known)."""
+    while True:
+        # Until the count is confirmed, an index out of range is the guess's fault and not the caller's.
+        ids = picker(expected) if expected else np.zeros(0, np.int64)
+        try:
+            with packets.open_video(file, probing=True) as video:
+                frames, count = packets.decode_all(video, ids)
+        except _BAD_VIDEO as error:
+            raise DecodeError(path, _reason(error)) from error
+        if count == 0:
+            raise DecodeError(path, 'holds no decodable frame')
+        if count == expected:
+            _check_range(ids, count)
+            return frames
+        expected = count
+
+
+def probe(path: str | Path) -> VideoInfo:
+    """Reads a video's index and its first frame.
+
+    Raises:
+        DecodeError: as `read_frames`.
+    """
+    counts: list[int] = []
+
+    def first(frames: int) -> np.ndarray:
+        counts.append(frames)
+        return np.zeros(1, np.int64)
+
+    height, width = read_frames(path, first).shape[1:3]
+    try:
+        with packets.open_video(Path(path), probing=True) as video:
+            codec, container = video.stream.codec_context.name, video.container.format.name
+            index = packets.read_index(video)
+            fps = index.fps if index.exact else float(video.stream.average_rate or 0)
+    except _BAD_VIDEO as error:
+        raise DecodeError(path, _reason(error)) from error
+    return VideoInfo(counts[-1], width, height, fps, codec, container)
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """Decodes an image with PIL, turned upright by its EXIF tag.
+
+    Returns:
+        uint8 (h, w, 3), RGB.
+
+    Raises:
+        DecodeError: the file is not a readable image, or is over 16384 pixels a side or 100 megapixels.
+    """
+    file = _local_file(path)
+    try:
+        with Image.open(file) as image:
+            packets.check_size(*image.size)
+            return np.array(ImageOps.exif_transpose(image).convert('RGB'))
+    except UnreadableError as error:
+        raise DecodeError(path, str(error)) from error
+    except _BAD_IMAGE as error:
+        raise DecodeError(path, f'is not a readable image: {error}') from error

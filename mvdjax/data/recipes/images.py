@@ -1,0 +1,47 @@
+"""Images for MAE pretraining: random-resized crop, flip, and a mask. An image is a clip of one frame."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from mvdjax.data import ops
+from mvdjax.data.decode import read_image
+from mvdjax.data.masks import make_mask
+from mvdjax.data.schema import Record, Sample
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """MAE's augmentation.
+
+    Attributes:
+      size: side of the crop after resizing, in pixels.
+      patch: (1, rows, columns) of a token.
+      mask: {'kind', 'ratio'}, see `data.masks`.
+      scale: range of the crop's share of the area.
+      flip: probability of a horizontal flip.
+    """
+
+    size: int
+    patch: tuple[int, int, int]
+    mask: Mapping[str, Any]
+    scale: tuple[float, float] = (0.2, 1.0)
+    flip: float = 0.5
+
+    @property
+    def views(self) -> int:
+        """One sample per image."""
+        return 1
+
+    def __call__(self, record: Record, rng: np.random.Generator) -> Sample:
+        """A sample with `video` of one frame, and `mask`."""
+        image = read_image(record.path)[None]
+        height, width = image.shape[1:3]
+        box = ops.random_resized_crop_box(rng, height, width, self.scale, ratio=(3 / 4, 4 / 3))
+        frame = ops.crop_resize_antialias(image, box, self.size, 'bicubic')
+        if rng.random() < self.flip:
+            frame = ops.flip(frame)
+        grid = (1, self.size // self.patch[1], self.size // self.patch[2])
+        return {'video': frame, 'mask': make_mask(rng=rng, grid=grid, **self.mask)}

@@ -1,0 +1,63 @@
+"""Test views of a video: several clips times several crops, all from one decode."""
+
+import dataclasses
+
+import numpy as np
+
+from mvdjax.data import ops, sampling
+from mvdjax.data.decode import read_frames
+from mvdjax.data.recipes.finetune import SAMPLINGS
+from mvdjax.data.schema import Record, Sample
+from mvdjax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """The published test protocol: short side resized, windows spread over the video, crops along the long side.
+
+    Attributes:
+      size: short side after the resize and side of the square crops, in pixels.
+      sampling: 'dense' (Kinetics) or 'segments' (Something-Something).
+      length: frames per clip.
+      stride: of 'dense' sampling.
+      clips: temporal windows.
+      crops: spatial crops of each.
+    """
+
+    size: int
+    sampling: str = 'dense'
+    length: int = 16
+    stride: int = 4
+    clips: int = 5
+    crops: int = 3
+
+    def __post_init__(self) -> None:
+        """Refuses an unknown sampling."""
+        if self.sampling not in SAMPLINGS:
+            raise UserError(f'sampling must be one of {", ".join(SAMPLINGS)}, not {self.sampling!r}')
+
+    @property
+    def views(self) -> int:
+        """One sample per video; its `video` has the test views as leading axis."""
+        return 1
+
+    def indices(self, num_frames: int) -> np.ndarray:
+        """(clips, length) frame numbers."""
+        if self.sampling == 'dense':
+            return sampling.kinetics_test(num_frames, self.length, self.stride, self.clips)
+        return sampling.segments_test(num_frames, self.length, self.clips)
+
+    def __call__(self, record: Record, rng: np.random.Generator) -> Sample:
+        """A sample with `video` (clips * crops, length, size, size, 3), clip-major, and `label`."""
+        del rng
+        wanted: list[np.ndarray] = []
+
+        def pick(num_frames: int) -> np.ndarray:
+            unique, inverse = np.unique(self.indices(num_frames), return_inverse=True)
+            wanted[:] = [inverse.reshape(self.clips, self.length)]
+            return unique
+
+        frames = ops.short_side_resize(read_frames(record.path, pick), self.size)
+        crops = ops.spatial_crops(frames, self.size, self.crops)  # (crops, unique frames, size, size, 3)
+        video = crops[:, wanted[0]].swapaxes(0, 1)  # (clips, crops, length, size, size, 3)
+        return {'video': video.reshape(-1, *video.shape[2:]), 'label': np.int32(record.label)}

@@ -1,0 +1,46 @@
+"""What crosses from the host to the device: flat dicts of NumPy arrays, described here once.
+
+    video           uint8 (b, t, h, w, 3): RGB in [0, 255], normalised on the device; an image is a clip of one frame.
+                    In evaluation uint8 (b, views, t, h, w, 3).
+    teacher_video   uint8 (b, t, h, w, 3): the same crop at the image teacher's input size, where that differs.
+    mask            bool (b, tokens): True = masked, tokens in t, h, w order, a fixed count in each row.
+    label           int32 (b,): class.
+    erase           int32 (b, 4): top, left, height, width of the random-erasing box; zeros = none.
+    index           int32 (b,): evaluation: place in the list.
+    valid           bool (b,): evaluation: False = padding, or a file that could not be decoded.
+
+Training batches carry `substituted`, int32 (b,): how many files failed before this sample was found. The loop counts
+it and removes it; it never reaches a device.
+"""
+
+import dataclasses
+from typing import Any, Protocol
+
+import numpy as np
+
+Sample = dict[str, Any]  # name -> NumPy array or scalar
+SUBSTITUTED = 'substituted'
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """A line of a list: the file, its class, and where the line stands, for messages."""
+
+    path: str
+    label: int
+    line: int
+
+
+class Recipe(Protocol):
+    """Makes the sample of a record: decoding, cropping, masking. A picklable pure function of its arguments.
+
+    Attributes:
+      views: samples made of one record (repeated augmentation); arrays then have a leading axis of that length.
+    """
+
+    @property
+    def views(self) -> int:
+        """Samples per record."""
+
+    def __call__(self, record: Record, rng: np.random.Generator) -> Sample:
+        """Reads the file. Raises `decode.DecodeError` if it cannot be read."""

@@ -1,0 +1,76 @@
+"""The command line: `mvdjax COMMAND`, also `python -m mvdjax COMMAND`. Each command lives in the module it runs."""
+
+import argparse
+import importlib
+import sys
+import traceback
+from collections.abc import Sequence
+
+from mvdjax import __version__
+from mvdjax.errors import UserError
+
+# Command -> (module with add_arguments(parser) and run(args), one line of help). Only the module asked for is imported.
+COMMANDS = {
+    'train': ('mvdjax.train', 'train any stage; resumes by itself when the workdir holds checkpoints'),
+    'evaluate': ('mvdjax.evaluate', 'score a checkpoint with the multi-view test; writes results.json'),
+    'predict': ('mvdjax.predict', 'top-5 classes, with names, of any video file'),
+    'data': ('mvdjax.data.cli', 'data tools; `mvdjax data demo` writes the built-in demo data set'),
+    'report': ('mvdjax.analysis.report', 'curves and pictures of finished or running stages'),
+}
+
+
+def make_parser(command: str | None) -> argparse.ArgumentParser:
+    """The parser; only `command`, if given, gets its arguments (and its module imported)."""
+    parser = argparse.ArgumentParser(
+        prog='mvdjax',
+        description='Masked video pretraining in JAX: teachers, distillation, fine-tuning, evaluation.',
+        epilog='mvdjax COMMAND --help shows the arguments of a command with an example.',
+    )
+    parser.add_argument('--version', action='version', version=f'mvdjax {__version__}')
+    commands = parser.add_subparsers(dest='command', metavar='COMMAND', required=True)
+    for name, (module, text) in COMMANDS.items():
+        sub = commands.add_parser(
+            name,
+            help=text,
+            description=text[0].upper() + text[1:] + '.',
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        if name == command:
+            importlib.import_module(module).add_arguments(sub)
+        sub.add_argument('--debug', action='store_true', help='show the traceback of an error')
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command.
+
+    Returns:
+      0, or 1 if it failed. Bad usage exits with 2 through argparse.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    command = next((a for a in arguments if a in COMMANDS), None)
+    parser = make_parser(command)
+    args, rest = parser.parse_known_args(arguments)
+    stray = [a for a in rest if not a.startswith('--config.')]
+    if stray or (rest and not hasattr(args, 'config')):
+        parser.error(f'mvdjax {args.command} does not take {" ".join(stray or rest)}')
+    args.overrides = rest
+    try:
+        return importlib.import_module(COMMANDS[args.command][0]).run(args)
+    except UserError as error:
+        return _fail(args, f'error: {error}')
+    except KeyboardInterrupt:
+        return _fail(args, 'interrupted; start the same command again to go on from the last checkpoint')
+    except OSError as error:
+        return _fail(args, f'error: {error.strerror or error} ({error.filename or "no file named"})')
+    except RuntimeError as error:
+        if 'Unable to initialize backend' not in str(error):
+            raise
+        return _fail(args, f'error: {error}. Unset JAX_PLATFORMS, or install the extra for this device (cuda, tpu)')
+
+
+def _fail(args: argparse.Namespace, text: str) -> int:
+    if args.debug:
+        traceback.print_exc()
+    print(text, file=sys.stderr)
+    return 1

@@ -1,0 +1,139 @@
+"""One mesh (data, fsdp, tensor), the rules that place parameters on it, and the way batches get to the devices."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from mvdjax import trees
+from mvdjax.errors import UserError
+
+AXES = ('data', 'fsdp', 'tensor')
+
+# Leaves whose heads or hidden units are split over 'tensor', and the dimension that is: column-parallel into the
+# attention and the MLP, row-parallel out of them.
+TENSOR_RULES = (
+    ('attn/qkv/kernel', -2),
+    ('attn/qkv/bias', -2),
+    ('attn/q_bias', -2),
+    ('attn/v_bias', -2),
+    ('attn/proj/kernel', -3),
+    ('mlp/fc1/kernel', -1),
+    ('mlp/fc1/bias', -1),
+    ('mlp/fc2/kernel', -2),
+)
+MIN_FSDP_SIZE = 2**14  # smaller leaves stay whole: gathering them would cost more than they occupy
+
+
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
+    """The device mesh. Arguments are the config's `mesh` section; one of them may be -1, "the rest".
+
+    Raises:
+      UserError: the sizes do not multiply to the number of devices.
+    """
+    sizes = [data, fsdp, tensor]
+    devices = jax.device_count()
+    known = math.prod(s for s in sizes if s != -1)
+    if sizes.count(-1) == 1 and known > 0 and devices % known == 0:
+        sizes[sizes.index(-1)] = devices // known
+    if math.prod(sizes) != devices or min(sizes) < 1:
+        raise UserError(
+            f'mesh data={data} fsdp={fsdp} tensor={tensor} does not fit {devices} devices: '
+            'the sizes must multiply to that number (one may be -1, the rest)'
+        )
+    # Auto axes: the compiler propagates shardings. jax.make_mesh's default, Explicit, breaks plain reshapes.
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def parameter_sharding(path: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
+    """Where a leaf lives, by its path and shape: the tensor rules first, then its largest free divisible axis on fsdp.
+
+    Optimizer moments and EMA have their parameter's path and shape, so the same rule places them. The depth axis of a
+    scanned stack is never split.
+    """
+    spec: list[str | None] = [None] * len(shape)
+    for suffix, axis in TENSOR_RULES:
+        if path.endswith(suffix) and mesh.shape['tensor'] > 1 and shape[axis] % mesh.shape['tensor'] == 0:
+            spec[axis] = 'tensor'
+    size = mesh.shape['fsdp']
+    if size > 1 and math.prod(shape) >= MIN_FSDP_SIZE:
+        first = 1 if '/blocks/' in path else 0
+        for axis in sorted(range(first, len(shape)), key=lambda i: -shape[i]):
+            if spec[axis] is None and shape[axis] % size == 0:
+                spec[axis] = 'fsdp'
+                break
+    return NamedSharding(mesh, P(*spec))
+
+
+def tree_sharding(tree: Any, mesh: Mesh) -> Any:
+    """`parameter_sharding` of every leaf of a tree of arrays or abstract shapes."""
+    return jax.tree_util.tree_map_with_path(lambda p, x: parameter_sharding(trees.path_name(p), x.shape, mesh), tree)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Whole on every device."""
+    return NamedSharding(mesh, P())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows split over the data and fsdp axes."""
+    return NamedSharding(mesh, P(('data', 'fsdp')))
+
+
+def check_batch_size(global_batch: int, accumulate: int, mesh: Mesh, processes: int) -> int:
+    """Rows that this process reads per step.
+
+    Raises:
+      UserError: the batch does not divide; the message gives the sum.
+    """
+    shards = mesh.shape['data'] * mesh.shape['fsdp']
+    if global_batch % (shards * accumulate):
+        raise UserError(
+            f'run.global_batch {global_batch} does not divide by {shards} batch shards (mesh data x fsdp) x '
+            f'{accumulate} accumulation steps: change one of them; the nearest batch that fits is '
+            f'{max(1, round(global_batch / (shards * accumulate))) * shards * accumulate}'
+        )
+    return global_batch // processes
+
+
+def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """This process's rows of a batch -> global device arrays, split by rows."""
+    sharding = batch_sharding(mesh)
+    return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
+
+
+def place_tree(tree: Any, mesh: Mesh) -> Any:
+    """A host tree (teachers, restored parameters) -> device arrays placed by the parameter rules.
+
+    A leaf that already lives on devices comes back through the host: its old placement may not fit this mesh.
+    """
+    return jax.tree.map(lambda x, s: jax.device_put(np.asarray(x), s), tree, tree_sharding(tree, mesh))
+
+
+def describe(tree: Any, mesh: Mesh) -> str:
+    """The placement in a few lines: values and bytes per device by partition spec."""
+    groups: dict[str, list[int]] = {}
+    for path, leaf in trees.flatten(tree).items():
+        sharding = parameter_sharding(path, leaf.shape, mesh)
+        entry = groups.setdefault(str(sharding.spec), [0, 0, 0])
+        entry[0] += 1
+        entry[1] += math.prod(leaf.shape)
+        entry[2] += math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+    sizes = ' '.join(f'{axis}={mesh.shape[axis]}' for axis in AXES)
+    lines = [f'mesh {sizes}: {mesh.size} {mesh.devices.flat[0].platform} devices']
+    for spec, (leaves, values, size) in sorted(groups.items()):
+        lines.append(f'  {spec}: {leaves} parameters, {values / 1e6:.2f} M values, {size / 2**20:.1f} MiB per device')
+    return '\n'.join(lines)
+
+
+def gather(value: jax.Array) -> np.ndarray:
+    """A batch-sharded array as one NumPy array on every process."""
+    if value.is_fully_addressable:
+        return np.asarray(value)
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.process_allgather(value, tiled=True))

@@ -1,0 +1,130 @@
+"""What a training stage is: the Task protocol, and the few things every ViT task needs."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mvdjax.errors import UserError
+from mvdjax.metrics import Metrics
+from mvdjax.models.embed import Grid, token_grid
+from mvdjax.models.masked_vit import Decoder
+from mvdjax.models.vit import ViT, variant
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)  # RGB in [0, 1]
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+Batch = Mapping[str, Any]  # see data/schema.py
+
+
+class Evaluator(Protocol):
+    """Accumulates the outputs of `Task.predict` over an evaluation set."""
+
+    def update(self, outputs: Mapping[str, np.ndarray], batch: Mapping[str, np.ndarray]) -> None:
+        """Adds a batch: outputs and the batch's `label`, `valid` and `index`, all with the same leading axis."""
+
+    def result(self) -> dict[str, float]:
+        """The numbers so far."""
+
+
+class Task(Protocol):
+    """One stage of training. The loop knows nothing else of it. Implementations are frozen dataclasses."""
+
+    @property
+    def rng_names(self) -> tuple[str, ...]:
+        """Names of the random keys that `loss` uses when training."""
+
+    def init(self, rng: jax.Array, batch: Batch) -> Any:
+        """Fresh float32 parameters for batches shaped like `batch`. Traceable."""
+
+    def check(self, batch: Batch) -> None:
+        """Host-side check of a NumPy batch against the task. Raises UserError."""
+
+    def frozen(self) -> Any:
+        """What the loss needs but never trains or saves (teachers): read once, placed once."""
+
+    def loss(
+        self, params: Any, frozen: Any, batch: Batch, rngs: Mapping[str, jax.Array], train: bool
+    ) -> tuple[jax.Array, Metrics]:
+        """(mean loss, {name: (sum, count)}) of a device batch. Pure. `train` acts on drop path and dropout only."""
+
+    def predict(self, params: Any, frozen: Any, batch: Batch) -> dict[str, jax.Array]:
+        """Outputs for evaluation and pictures."""
+
+    def evaluators(self) -> Mapping[str, 'Evaluator']:
+        """Name -> a fresh accumulator of what `predict` returns."""
+
+    def layer_index(self, path: str, depth: int) -> Any:
+        """Layer of a parameter for layer-wise rate decay: an int, or (depth,) ints for a stacked leaf."""
+
+
+def normalize(video: jax.Array) -> jax.Array:
+    """uint8 (b, t, h, w, 3) -> float32, ImageNet-normalised, on the device."""
+    mean, std = (jnp.asarray(v, jnp.float32) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    return (video.astype(jnp.float32) / 255.0 - mean) / std
+
+
+def _build(module: Callable[..., Any], options: dict[str, Any], fixed: dict[str, Any]) -> Any:
+    """`module(**options, **fixed)`, config spellings of types resolved; a wrong key is a UserError."""
+    shown = dict(options)
+    if 'patch' in options:
+        options['patch'] = tuple(options['patch'])
+    if 'dtype' in options:
+        options['dtype'] = jnp.dtype(options['dtype'])
+    try:
+        return module(**{**fixed, **options})
+    except TypeError as error:
+        raise UserError(f'model section {shown}: {error}') from error
+
+
+def build_vit(config: Mapping[str, Any], **fixed: Any) -> ViT:
+    """A ViT from its config section: `variant` names the size, every other key is an attribute of `ViT`.
+
+    Raises:
+      UserError: a key that `ViT` does not have, or an unknown variant.
+    """
+    options = dict(config)
+    if 'variant' in options:
+        try:
+            options.update(variant(options.pop('variant')))
+        except ValueError as error:
+            raise UserError(str(error)) from error
+    return _build(ViT, options, fixed)
+
+
+def build_decoder(config: Mapping[str, Any], **fixed: Any) -> Decoder:
+    """A decoder from its config section; `fixed` are defaults that the section may override.
+
+    Raises:
+      UserError: a key that `Decoder` does not have.
+    """
+    return _build(Decoder, dict(config), fixed)
+
+
+def vit_layer_index(path: str, depth: int) -> int | np.ndarray:
+    """Layer 0: patch embedding and class token; i + 1: block i of the backbone; depth + 1: everything after."""
+    parts = path.split('/')
+    if parts[0] != 'backbone' or parts[1] == 'norm':
+        return depth + 1
+    if 'blocks' in parts:
+        return np.arange(1, depth + 1)
+    return 0
+
+
+def check_mask(batch: Batch, patch: Grid, num_masked: int) -> None:
+    """Raises UserError if the masks of a NumPy batch are not what the task was configured for."""
+    grid = token_grid(batch['video'].shape, patch)
+    expected = (batch['video'].shape[0], int(np.prod(grid)))
+    if batch['mask'].shape != expected:
+        raise UserError(
+            f'the data makes masks of shape {batch["mask"].shape}, the task needs {expected}: '
+            "give the data recipe the task's patch size"
+        )
+    counts = np.unique(batch['mask'].sum(axis=1))
+    if counts.tolist() != [num_masked]:
+        raise UserError(
+            f'the data masks {counts.tolist()} tokens per sample, the task expects {num_masked}: '
+            'give task.mask and the data recipe the same mask section'
+        )

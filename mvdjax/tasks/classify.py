@@ -1,0 +1,130 @@
+"""Fine-tuning a video classifier, with the published recipe's mixing, smoothing and erasing."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mvdjax import losses
+from mvdjax.errors import UserError
+from mvdjax.evaluation.multiview import TopK
+from mvdjax.metrics import Metrics, weighted
+from mvdjax.models.vit import Classifier
+from mvdjax.tasks.base import Batch, build_vit, normalize, vit_layer_index
+from mvdjax.tasks.mixup import Mix, mix
+
+
+def erase(key: jax.Array, video: jax.Array, boxes: jax.Array) -> jax.Array:
+    """Random erasing: fills a box of every frame with fresh normal noise, in normalised units.
+
+    Args:
+      key: PRNG key of the noise.
+      video: (b, t, h, w, c) normalised float.
+      boxes: (b, 4) int top, left, height, width; zeros erase nothing.
+
+    Returns:
+      The clips, erased.
+    """
+    h, w = video.shape[2:4]
+    top, left, height, width = (boxes[:, i].reshape(-1, 1, 1, 1, 1) for i in range(4))
+    row, column = jnp.arange(h).reshape(1, 1, h, 1, 1), jnp.arange(w).reshape(1, 1, 1, w, 1)
+    inside = (row >= top) & (row < top + height) & (column >= left) & (column < left + width)
+    return jnp.where(inside, jax.random.normal(key, video.shape, video.dtype), video)
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """Classify clips.
+
+    Attributes:
+      model: section of `models.vit.ViT` (its final norm is always off: the head has its own).
+      num_classes: outputs.
+      dropout: before the head.
+      head_scale: factor on the head's initial weights.
+      label_smoothing: mass spread evenly over all classes, in [0, 1).
+      mix: section of `mixup.Mix`, or None for no mixing.
+    """
+
+    model: Mapping[str, Any]
+    num_classes: int
+    dropout: float = 0.0
+    head_scale: float = 0.001
+    label_smoothing: float = 0.1
+    mix: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses a mixing section with unknown keys."""
+        self._mix()
+
+    @property
+    def rng_names(self) -> tuple[str, ...]:
+        """Drop path, dropout, mixing and erasing noise."""
+        return ('drop_path', 'dropout', 'mix', 'erase')
+
+    def _mix(self) -> Mix | None:
+        try:
+            return None if self.mix is None else Mix(**self.mix)
+        except TypeError as error:
+            raise UserError(f'task.mix: {error}') from error
+
+    def classifier(self) -> Classifier:
+        """The Linen module."""
+        backbone = build_vit({**self.model, 'final_norm': False})
+        return Classifier(backbone, self.num_classes, self.dropout, self.head_scale)
+
+    def check(self, batch: Batch) -> None:
+        """Labels within the classes."""
+        labels = np.asarray(batch['label'])
+        if labels.min() < 0 or labels.max() >= self.num_classes:
+            raise UserError(
+                f'labels run from {labels.min()} to {labels.max()}, but task.num_classes is {self.num_classes}'
+            )
+
+    def init(self, rng: jax.Array, batch: Batch) -> Any:
+        """Fresh parameters, for training batches or for evaluation batches with an axis of views."""
+        video = batch['video'][:, 0] if batch['video'].ndim == 6 else batch['video']
+        return self.classifier().init(rng, normalize(video))['params']
+
+    def frozen(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def loss(
+        self, params: Any, frozen: Any, batch: Batch, rngs: Mapping[str, jax.Array], train: bool
+    ) -> tuple[jax.Array, Metrics]:
+        """Cross-entropy with (mixed, smoothed) targets; `accuracy` counts the unmixed label."""
+        del frozen
+        video = normalize(batch['video'])
+        targets = jax.nn.one_hot(batch['label'], self.num_classes)
+        targets = targets * (1.0 - self.label_smoothing) + self.label_smoothing / self.num_classes
+        if train and 'erase' in batch:
+            video = erase(rngs['erase'], video, batch['erase'])
+        mixing = self._mix()
+        if train and mixing:
+            video, targets = mix(rngs['mix'], video, targets, mixing)
+        logits, _ = self.classifier().apply({'params': params}, video, train, rngs=rngs)
+        values = losses.soft_cross_entropy(logits, targets)
+        correct = (jnp.argmax(logits, axis=-1) == batch['label']).astype(jnp.float32)
+        return jnp.mean(values), {'loss': weighted(values, None), 'accuracy': weighted(correct, None)}
+
+    def predict(self, params: Any, frozen: Any, batch: Batch) -> dict[str, jax.Array]:
+        """{'probability': (b, classes)}: softmax of each view of (b, views, t, h, w, c) `video`, then their mean."""
+        del frozen
+
+        def view(video: jax.Array) -> jax.Array:
+            logits, _ = self.classifier().apply({'params': params}, normalize(video))
+            return jax.nn.softmax(logits)
+
+        # Views one after the other: the memory of an evaluation step does not grow with their number.
+        return {'probability': jnp.mean(jax.lax.map(view, jnp.swapaxes(batch['video'], 0, 1)), axis=0)}
+
+    def evaluators(self) -> dict[str, TopK]:
+        """Top-1 and top-5 accuracy."""
+        return {'accuracy': TopK((1, min(5, self.num_classes)) if self.num_classes > 1 else (1,))}
+
+    def layer_index(self, path: str, depth: int) -> Any:
+        """See `base.vit_layer_index`."""
+        return vit_layer_index(path, depth)

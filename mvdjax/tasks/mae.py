@@ -1,0 +1,123 @@
+"""Masked autoencoding of pixels: MAE (arXiv 2111.06377) on images and VideoMAE (arXiv 2203.12602) on clips.
+
+Both are one task: an image is a clip of one frame. They differ in the tokens they mask (the data's business), in the
+position table and biases (the model section) and in the pixel target (`target`).
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mvdjax import losses
+from mvdjax.data.masks import num_masked
+from mvdjax.errors import UserError
+from mvdjax.evaluation.means import Means
+from mvdjax.metrics import Metrics, weighted
+from mvdjax.models.embed import patchify, token_grid
+from mvdjax.models.masked_vit import Decoder, MaskedViT
+from mvdjax.tasks.base import Batch, build_decoder, build_vit, check_mask, normalize, vit_layer_index
+
+TARGETS = ('mae', 'mae_raw', 'videomae', 'videomae_raw')
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """Predict the pixels of masked patches.
+
+    Attributes:
+      encoder: section of `models.vit.ViT`, `variant` naming the size.
+      decoder: section of `models.masked_vit.Decoder`, without `out_dim`.
+      mask: {'kind', 'ratio'}, the same section that the data recipe gets.
+      target: 'mae' (ImageNet-normalised pixels, normalised per patch), 'videomae' (pixels in [0, 1], normalised per
+        cube and channel), or either with '_raw' for no normalisation per patch.
+    """
+
+    encoder: Mapping[str, Any]
+    decoder: Mapping[str, Any]
+    mask: Mapping[str, Any]
+    target: str
+
+    def __post_init__(self) -> None:
+        """Refuses an unknown target."""
+        if self.target not in TARGETS:
+            raise UserError(f'task.target must be one of {", ".join(TARGETS)}, not {self.target!r}')
+
+    @property
+    def rng_names(self) -> tuple[str, ...]:
+        """Drop path only: the masks are data."""
+        return ('drop_path',)
+
+    def model(self, channels: int = 3) -> MaskedViT:
+        """The Linen module."""
+        backbone = build_vit(self.encoder)
+        t, h, w = backbone.patch
+        decoder: Decoder = build_decoder(self.decoder, out_dim=t * h * w * channels, dtype=backbone.dtype)
+        return MaskedViT(backbone, {'pixels': decoder})
+
+    def num_masked(self, video_shape: tuple[int, ...]) -> int:
+        """Masked tokens per sample for videos of this (..., t, h, w, c) shape."""
+        return num_masked(grid=token_grid(video_shape, build_vit(self.encoder).patch), **self.mask)
+
+    def check(self, batch: Batch) -> None:
+        """The masks of the data must be the configured ones."""
+        check_mask(batch, build_vit(self.encoder).patch, self.num_masked(batch['video'].shape))
+
+    def init(self, rng: jax.Array, batch: Batch) -> Any:
+        """Fresh parameters."""
+        video = normalize(batch['video'])
+        return self.model(video.shape[-1]).init(rng, video, batch['mask'], self.num_masked(video.shape))['params']
+
+    def frozen(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def targets(self, video: jax.Array) -> jax.Array:
+        """uint8 (b, t, h, w, c) -> (b, tokens, values) float32 targets of every token."""
+        patch = build_vit(self.encoder).patch
+        if self.target.startswith('mae'):
+            patches = patchify(normalize(video), patch)
+            return losses.normalize_patches_mae(patches) if self.target == 'mae' else patches
+        patches = patchify(video.astype(jnp.float32) / 255.0, patch)
+        if self.target == 'videomae':
+            return losses.normalize_patches_videomae(patches, video.shape[-1])
+        return patches
+
+    def reconstruct(
+        self, params: Any, batch: Batch, rngs: Mapping[str, jax.Array], train: bool
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """(prediction (b, masked, values), target of the same shape, masked token indices (b, masked))."""
+        video = batch['video']
+        model = self.model(video.shape[-1])
+        predictions, info = model.apply(
+            {'params': params}, normalize(video), batch['mask'], self.num_masked(video.shape), train, rngs=rngs
+        )
+        target = jnp.take_along_axis(self.targets(video), info['masked'][..., None], axis=1)
+        return predictions['pixels'], target, info['masked']
+
+    def _sample_losses(self, params: Any, batch: Batch, rngs: Mapping[str, jax.Array], train: bool) -> jax.Array:
+        prediction, target, _ = self.reconstruct(params, batch, rngs, train)
+        return losses.per_sample(losses.l2(prediction, target))
+
+    def loss(
+        self, params: Any, frozen: Any, batch: Batch, rngs: Mapping[str, jax.Array], train: bool
+    ) -> tuple[jax.Array, Metrics]:
+        """Mean squared error over masked tokens and their values."""
+        del frozen
+        values = self._sample_losses(params, batch, rngs, train)
+        return jnp.mean(values), {'loss': weighted(values, None)}
+
+    def predict(self, params: Any, frozen: Any, batch: Batch) -> dict[str, jax.Array]:
+        """{'loss': (b,)} of each sample."""
+        del frozen
+        return {'loss': self._sample_losses(params, batch, {}, train=False)}
+
+    def evaluators(self) -> dict[str, Means]:
+        """The mean loss."""
+        return {'reconstruction': Means()}
+
+    def layer_index(self, path: str, depth: int) -> Any:
+        """See `base.vit_layer_index`."""
+        return vit_layer_index(path, depth)

@@ -1,0 +1,56 @@
+"""The training state: a plain pytree, made by one jitted function directly in its final placement."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from mvdjax import sharding
+from mvdjax.optimizers import Optimizer
+from mvdjax.rng import named_key
+from mvdjax.tasks.base import Batch, Task
+
+
+class TrainState(NamedTuple):
+    """All that a step reads and writes.
+
+    Attributes:
+      step: int32 scalar, steps taken (skipped ones included).
+      skipped: int32 scalar, steps whose loss or gradient was not finite and which changed nothing.
+      params: float32 parameters.
+      opt_state: optax state.
+      ema: exponential moving average of params, or None.
+    """
+
+    step: jax.Array
+    skipped: jax.Array
+    params: Any
+    opt_state: Any
+    ema: Any
+
+
+def abstract_params(task: Task, batch: Batch) -> Any:
+    """Shapes of the task's parameters for batches like `batch`; computes nothing."""
+    return jax.eval_shape(task.init, jax.random.key(0), batch)
+
+
+def make_state_function(task: Task, optimizer: Optimizer, ema: bool) -> Any:
+    """(key, batch) -> TrainState with fresh parameters; jit it, or take its abstract shapes."""
+
+    def make(key: jax.Array, batch: Batch) -> TrainState:
+        params = task.init(key, batch)
+        zero = jnp.zeros((), jnp.int32)
+        copy = jax.tree.map(jnp.copy, params) if ema else None
+        return TrainState(zero, zero, params, optimizer.transform.init(params), copy)
+
+    return make
+
+
+def create(task: Task, optimizer: Optimizer, batch: Batch, seed: int, ema: bool, mesh: Mesh) -> TrainState:
+    """A fresh state, born sharded: no parameter is ever whole on a device that keeps a part of it."""
+    make = make_state_function(task, optimizer, ema)
+    key = named_key(seed, 'init')
+    placement = sharding.tree_sharding(jax.eval_shape(make, key, batch), mesh)
+    abstract = jax.tree.map(lambda x: jnp.zeros((1, *x.shape[1:]), x.dtype), dict(batch))
+    return jax.jit(make, out_shardings=placement)(key, abstract)

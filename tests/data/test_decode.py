@@ -1,0 +1,276 @@
+"""The right frames: every index against a full sequential decode, in many codecs and containers."""
+
+import av
+import numpy as np
+import pytest
+from video_files import X264, available, check_against, chosen, encode, picture, remux, sequential
+
+from mvdjax.data import packets
+from mvdjax.data.decode import probe, read_frames
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp('videos')
+
+
+@pytest.fixture(scope='module')
+def mp4(folder):
+    return encode(folder / 'plain.mp4', 'libx264', g='12', **X264)
+
+
+@pytest.fixture
+def no_counting(monkeypatch):
+    """Makes the fallback an error, so that a test shows the fast path by itself to be right."""
+
+    def refuse(*_):
+        raise AssertionError('fell back to decoding from the start')
+
+    monkeypatch.setattr(packets, 'decode_all', refuse)
+
+
+VARIABLE = np.cumsum([0, *np.random.default_rng(3).integers(5, 90, 59)])
+FAST = {
+    'gop12.mp4': ('libx264', {'g': '12', **X264}),
+    'gop250.mp4': ('libx264', {'g': '250', **X264}),
+    'open_gop.mp4': ('libx264', {'g': '12', 'x264-params': 'open-gop=1:scenecut=0', **X264}),
+    'open_gop.mkv': ('libx264', {'g': '10', 'x264-params': 'open-gop=1:scenecut=0', **X264}),
+    'all_intra.mkv': ('mjpeg', {}),
+    'stream.ts': ('libx264', {'g': '12', **X264}),
+    'fragmented.mp4': ('libx264', {'g': '12', 'movflags': 'frag_keyframe+empty_moov', **X264}),
+    'vfr.mp4': ('libx264', {'g': '12', 'times': VARIABLE, **X264}),
+    'vfr.mkv': ('libx264', {'g': '12', 'times': VARIABLE, **X264}),
+    'odd.mp4': ('libx264', {'g': '12', 'height': 90, 'width': 50, **X264}),
+    'mpeg4.mp4': ('mpeg4', {'g': '12', 'bf': '2'}),
+    'hevc.mp4': ('libx265', {'preset': 'ultrafast', 'x265-params': 'keyint=12:bframes=3:open-gop=1'}),
+    'vp9.webm': ('libvpx-vp9', {'deadline': 'realtime', 'cpu-used': '8', 'g': '20'}),
+    'vp9_hidden.webm': ('libvpx-vp9', {'deadline': 'good', 'cpu-used': '5', 'lag-in-frames': '16', 'g': '30'}),
+    'av1.mp4': ('libsvtav1', {'preset': '12', 'g': '20'}),
+}
+COUNTED = {
+    'mpeg4.avi': ('mpeg4', {'g': '12', 'bf': '2'}),
+    'xvid_like.avi': ('mpeg4', {'g': '30'}),
+    'h264.avi': ('libx264', {'g': '12', **X264}),
+    'mjpeg.avi': ('mjpeg', {}),
+    'raw.h264': ('libx264', {'g': '12', **X264}),
+    'mpeg2.mpg': ('mpeg2video', {'g': '12', 'bf': '2'}),
+    'flash.flv': ('libx264', {'g': '12', **X264}),
+    'vp8.webm': ('libvpx', {'deadline': 'realtime', 'cpu-used': '8', 'g': '20'}),
+}
+
+
+@pytest.mark.parametrize('name', FAST)
+def test_every_frame_is_right_without_falling_back(name, folder, no_counting):
+    codec, options = FAST[name]
+    if not available(codec):
+        pytest.skip(f'this FFmpeg has no {codec}')
+    path = encode(folder / name, codec, **options)
+    check_against(path, sequential(path))
+
+
+@pytest.mark.parametrize('name', COUNTED)
+def test_every_frame_is_right_by_counting(name, folder):
+    codec, options = COUNTED[name]
+    if not available(codec):
+        pytest.skip(f'this FFmpeg has no {codec}')
+    path = encode(folder / name, codec, frames=40, **options)
+    check_against(path, sequential(path))
+
+
+@pytest.mark.parametrize('name', ['mpeg2.ts', 'mpeg2.mp4', 'mpeg2.mkv'])
+def test_mpeg2_with_b_frames_is_right(name, folder):
+    path = encode(folder / name, 'mpeg2video', frames=40, g='12', bf='2')
+    check_against(path, sequential(path))
+
+
+def test_only_the_needed_packets_are_decoded(mp4):
+    with packets.open_video(mp4, probing=False) as video:
+        index = packets.read_index(video)
+        assert packets._ranges(index, index.shown[[0]]) == [(0, 0)]
+        ((first, last),) = packets._ranges(index, index.shown[[30, 31]])
+        assert index.keyframe[first]
+        assert last - first < 12
+        assert packets._ranges(index, index.shown[np.arange(60)]) == [(0, 59)]
+
+
+def test_a_file_too_large_to_keep_is_read_twice(mp4, monkeypatch, no_counting):
+    monkeypatch.setattr(packets, '_KEEP_BYTES', 100)
+    ids = [50, 3, 3, 27]
+    np.testing.assert_array_equal(read_frames(mp4, chosen(ids)), sequential(mp4)[ids])
+
+
+def test_a_missing_frame_falls_back_to_counting(mp4, monkeypatch):
+    def fail(*_):
+        raise packets.UnreadableError('lacks frames')
+
+    monkeypatch.setattr(packets, 'decode_ranges', fail)
+    check_against(mp4, sequential(mp4))
+
+
+def test_one_step_answers_any_order_with_repeats(mp4):
+    ids = [59, 0, 7, 7, 58, 0]
+    frames = read_frames(mp4, chosen(ids))
+    assert frames.shape == (6, 64, 96, 3)
+    assert frames.dtype == np.uint8
+    assert frames.flags.c_contiguous
+    np.testing.assert_array_equal(frames, sequential(mp4)[ids])
+
+
+def test_no_indices_give_no_frames(mp4):
+    assert read_frames(mp4, chosen(np.zeros(0, int))).shape == (0, 0, 0, 3)
+
+
+@pytest.mark.parametrize('name', ['plain.mp4', 'range.avi'])
+def test_bad_indices_are_the_callers_mistake(name, folder, mp4):
+    path = mp4 if name == 'plain.mp4' else encode(folder / name, 'mpeg4', frames=60)
+    for ids in ([60], [-1], [3, 1000]):
+        with pytest.raises(ValueError, match='of a video of 60'):
+            read_frames(path, chosen(ids))
+    for ids in ([0.5], [[1]]):
+        with pytest.raises(ValueError, match='vector of integers'):
+            read_frames(path, chosen(ids))
+
+
+def test_errors_of_pick_pass_through(mp4):
+    def pick(frames):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        read_frames(mp4, pick)
+
+
+@pytest.mark.parametrize('degrees', [90, 180, -90])
+def test_rotation_is_applied(degrees, folder):
+    path = encode(folder / f'turned{degrees}.mp4', 'libx264', frames=5, rotation=degrees, **X264)
+    with av.open(str(path)) as container:
+        assert next(container.decode(video=0)).rotation in (degrees, -180 if degrees == 180 else degrees)
+    upright = np.rot90(sequential(path), degrees // 90, axes=(1, 2))
+    np.testing.assert_array_equal(read_frames(path, np.arange), upright)
+    info = probe(path)
+    assert (info.height, info.width) == upright.shape[1:3]
+
+
+def test_probe_reports_the_file(mp4, folder):
+    info = probe(mp4)
+    assert (info.frames, info.height, info.width, info.codec) == (60, 64, 96, 'h264')
+    assert info.fps == pytest.approx(30)
+    assert 'mp4' in info.container
+    vfr = encode(folder / 'probe_vfr.mkv', 'libx264', times=VARIABLE, **X264)
+    assert probe(vfr).fps == pytest.approx(59 / (VARIABLE[-1] / 1000), rel=1e-3)
+    assert probe(encode(folder / 'one.mp4', 'libx264', frames=1, **X264)).fps == 0
+    avi = probe(encode(folder / 'probe.avi', 'mpeg4', frames=30))
+    assert (avi.frames, avi.fps, avi.container) == (30, 30, 'avi')
+
+
+def test_a_lying_frame_count_in_the_header_is_not_believed(folder):
+    path = encode(folder / 'honest.avi', 'mpeg4', frames=30)
+    data = bytearray(path.read_bytes())
+    main, stream = data.index(b'avih') + 8 + 16, data.index(b'strh') + 8 + 32
+    for at in (main, stream):
+        assert int.from_bytes(data[at : at + 4], 'little') == 30
+        data[at : at + 4] = (7).to_bytes(4, 'little')
+    lying = folder / 'lying.avi'
+    lying.write_bytes(data)
+    with av.open(str(lying)) as container:
+        assert container.streams.video[0].frames == 7
+    check_against(lying, sequential(path))
+
+
+def test_a_packet_that_gives_no_frame_is_not_counted(mp4, monkeypatch):
+    real = packets.read_index
+
+    def one_too_many(video):
+        index = real(video)
+        return packets.Index(False, index.pts, index.keyframe, np.append(index.shown, 0), index.packets, index.fps)
+
+    monkeypatch.setattr(packets, 'read_index', one_too_many)
+    frames = read_frames(mp4, lambda frames: np.array([frames - 1]))
+    np.testing.assert_array_equal(frames[0], sequential(mp4)[59])
+
+
+def test_a_stream_cut_out_of_a_transport_stream_is_counted(folder):
+    whole = encode(folder / 'whole.ts', 'libx264', g='12', **{**X264, 'x264-params': 'open-gop=1:scenecut=0'})
+    data = whole.read_bytes()
+    cut = folder / 'cut.ts'
+    cut.write_bytes(data[188 * (len(data) // 188 // 3) :])
+    check_against(cut, sequential(cut))
+
+
+@pytest.mark.parametrize('codec', ['libx264', 'libx265'])
+def test_leading_pictures_whose_references_were_cut_off_do_not_count(codec, folder):
+    if not available(codec):
+        pytest.skip(f'this FFmpeg has no {codec}')
+    name, options = FAST['open_gop.mkv'] if codec == 'libx264' else FAST['hevc.mp4']
+    whole = encode(folder / f'leading_{codec}.mkv', name, **options)
+    with packets.open_video(whole, probing=True) as video:
+        index = packets.read_index(video)
+    starts = np.flatnonzero(index.keyframe[1:-1] & (index.pts[2:] < index.pts[1:-1])) + 1
+    cut = remux(whole, folder / f'headless_{codec}.mkv', lambda i, packet: packet if i >= starts[0] else None)
+    with packets.open_video(cut, probing=True) as video:
+        assert not packets.read_index(video).exact
+    check_against(cut, sequential(cut))
+
+
+def test_hidden_vp8_frames_do_not_count(folder):
+    if not available('libvpx'):
+        pytest.skip('this FFmpeg has no libvpx')
+    whole = encode(folder / 'shown.webm', 'libvpx', frames=40, g='40', deadline='realtime')
+
+    def hide(position, packet):
+        if position % 7 != 3:
+            return packet
+        data = bytearray(bytes(packet))
+        data[0] &= ~0x10  # the show_frame bit
+        hidden = av.Packet(bytes(data))
+        hidden.pts, hidden.dts, hidden.time_base = packet.pts, packet.dts, packet.time_base
+        return hidden
+
+    path = remux(whole, folder / 'hidden.webm', hide)
+    expected = sequential(path)
+    assert len(expected) == 34
+    check_against(path, expected)
+
+
+def test_frames_before_an_edit_lists_start_do_not_count(mp4, folder, no_counting):
+    def earlier(position, packet):
+        shift = int(15 / 30 / packet.time_base)
+        packet.pts, packet.dts = packet.pts - shift, packet.dts - shift
+        return packet
+
+    path = remux(mp4, folder / 'edited.mp4', earlier, avoid_negative_ts='disabled')
+    expected = sequential(path)
+    assert len(expected) == 45
+    with packets.open_video(path, probing=True) as video:
+        index = packets.read_index(video)
+    assert len(index.pts) > index.frames  # some packets are there only for others to refer to
+    check_against(path, expected)
+
+
+def test_repeated_times_are_counted(folder):
+    whole = encode(folder / 'distinct.mkv', 'mjpeg', frames=20)
+
+    def pair(position, packet):
+        packet.pts = packet.dts = 33 * (position // 2)
+        return packet
+
+    path = remux(whole, folder / 'paired.mkv', pair)
+    check_against(path, sequential(whole))
+
+
+def test_sound_beside_the_video_changes_nothing(folder, no_counting):
+    path = folder / 'talkie.mp4'
+    with av.open(str(path), 'w') as container:
+        video = container.add_stream('libx264', rate=30, options={'g': '12', **X264})
+        video.height, video.width, video.pix_fmt = 64, 96, 'yuv420p'
+        sound = container.add_stream('aac', rate=48000, layout='mono')
+        for i in range(30):
+            frame = av.VideoFrame.from_ndarray(picture(i, 64, 96), format='rgb24')
+            frame.pts = i
+            container.mux(video.encode(frame))
+            tone = np.sin(np.arange(1600) / 9).astype(np.float32)[None]
+            wave = av.AudioFrame.from_ndarray(tone, format='fltp', layout='mono')
+            wave.sample_rate, wave.pts = 48000, 1600 * i
+            container.mux(sound.encode(wave))
+        container.mux(video.encode(None))
+        container.mux(sound.encode(None))
+    check_against(path, sequential(path))
