@@ -85,6 +85,7 @@ class Checkpoints:
         Raises:
           UserError: the checkpoint is of another model or optimizer, or damaged.
         """
+        self._check_fits(step, abstract.params)
         placed = jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
             abstract,
@@ -106,6 +107,24 @@ class Checkpoints:
         train = found['train']
         ema = found['ema'] if abstract.ema is not None else None
         return TrainState(train['step'], train['skipped'], found['params'], train['opt_state'], ema)
+
+    def _check_fits(self, step: int, params: Any) -> None:
+        """Refuses another model before Orbax reads: a read that fails half-way leaves tracebacks on stderr."""
+        stored = _stored_shapes(epath.Path(self._manager.directory) / str(step) / 'params')
+        wanted = {name: tuple(leaf.shape) for name, leaf in trees.flatten(params).items()}
+        names = [name for name in sorted(stored.keys() | wanted.keys()) if stored.get(name) != wanted.get(name)]
+        if names:
+            shown = [f'{n} is {stored.get(n, "missing")}, expected {wanted.get(n, "nothing")}' for n in names[:3]]
+            raise UserError(
+                f'step {step} in {self._manager.directory} cannot be resumed with this config: {"; ".join(shown)}'
+                f'{" ..." if len(names) > 3 else ""}; restore the config that wrote it, or use a new workdir'
+            )
+
+
+def _stored_shapes(item: epath.Path) -> dict[str, tuple[int, ...]]:
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        tree = reader.metadata(item).item_metadata.tree
+    return {name: tuple(leaf.shape) for name, leaf in trees.flatten(tree).items()}
 
 
 def _train_item(state: TrainState) -> dict[str, Any]:

@@ -15,18 +15,19 @@ A section is the keyword arguments of exactly one callable, so a misspelt or mis
 import argparse
 import ast
 import dataclasses
-import difflib
 import importlib
 import inspect
 import os
+import re
 import runpy
-from collections.abc import Callable, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import ml_collections
 
-from mvdjax import optimizers, sharding
-from mvdjax.data.pipeline import Data
+from mvdjax import keywords, optimizers, sharding
+from mvdjax.data.pipeline import Data, recipe_class
 from mvdjax.errors import UserError
 
 SECTIONS = ('task_name', 'task', 'data', 'evals', 'optim', 'init', 'run', 'mesh')
@@ -85,10 +86,16 @@ class Run:
     def __post_init__(self) -> None:
         """Refuses two spellings of the length, and counts that cannot be."""
         if (self.epochs is None) == (self.steps is None):
-            raise UserError('config.run: give the length either as epochs or as steps')
-        for name in ('global_batch', 'accumulate', 'log_every', 'save_every', 'keep'):
-            if getattr(self, name) < 1:
+            raise UserError('config.run: give the length either as epochs or as steps, the other as None')
+        for name in ('global_batch', 'steps', 'accumulate', 'log_every', 'save_every', 'keep'):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f'config.run.{name} must be at least 1, not {getattr(self, name)}')
+        for name in ('epochs', 'schedule_epochs'):
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
+                raise UserError(f'config.run.{name} must be above 0, not {getattr(self, name)}')
+        for name in ('seed', 'eval_every'):
+            if getattr(self, name) < 0:
+                raise UserError(f'config.run.{name} must be at least 0, not {getattr(self, name)}')
         if not 0 <= self.ema_decay < 1:
             raise UserError(f'config.run.ema_decay must lie in [0, 1), not {self.ema_decay}')
 
@@ -120,19 +127,9 @@ def build(function: Callable[..., Any], section: Mapping[str, Any], name: str, *
     """`function(*args, **section)`, where a wrong key is a UserError that names it and the nearest right one.
 
     Raises:
-      UserError: a key that the function does not take, or a missing one.
+      UserError: a key that the function does not take, a missing one, or a value of another type.
     """
-    parameters = inspect.signature(function).parameters
-    known = list(parameters)[len(args) :]
-    for key in section:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, 1)
-            hint = f'did you mean {near[0]!r}? ' if near else ''
-            raise UserError(f'config.{name} has no key {key!r}; {hint}it takes {", ".join(known)}')
-    missing = [k for k in known if k not in section and parameters[k].default is inspect.Parameter.empty]
-    if missing:
-        raise UserError(f'config.{name} lacks {", ".join(missing)}')
-    return function(*args, **section)
+    return keywords.build(function, section, f'config.{name}', *args)
 
 
 def make_task(config: ml_collections.ConfigDict) -> Any:
@@ -141,11 +138,17 @@ def make_task(config: ml_collections.ConfigDict) -> Any:
     Raises:
       UserError: no such task, or a wrong key.
     """
+    return build(_task_class(config.task_name), section(config, 'task'), 'task')
+
+
+def _task_class(name: str) -> Any:
+    module = f'mvdjax.tasks.{name}'
     try:
-        module = importlib.import_module(f'mvdjax.tasks.{config.task_name}')
+        return importlib.import_module(module).Task
     except ModuleNotFoundError as error:
-        raise UserError(f'no task {config.task_name!r}; see mvdjax/tasks') from error
-    return build(module.Task, section(config, 'task'), 'task')
+        if error.name != module:
+            raise
+        raise UserError(f'config.task_name: there is no task {name!r}; see mvdjax/tasks') from error
 
 
 def section(config: ml_collections.ConfigDict, name: str) -> dict[str, Any]:
@@ -175,29 +178,85 @@ def load(spec: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
       UserError: no such file, a file that fails, an unknown key or a value of another type.
     """
     path, _, arg = (spec, '', '') if os.path.exists(spec) else spec.rpartition(':') if ':' in spec else (spec, '', '')
-    if not os.path.isfile(path):
-        raise UserError(f'config file {path} does not exist')
-    try:
-        get_config = runpy.run_path(path)['get_config']
-        config = get_config(arg) if arg else get_config()
-    except Exception as error:
-        raise UserError(f'config {spec} failed: {type(error).__name__}: {error}') from error
-    unknown = sorted(set(config) ^ set(SECTIONS))
-    if unknown:
-        raise UserError(f'{path}: sections {", ".join(unknown)} unknown or missing; a config has {", ".join(SECTIONS)}')
-    for name, function in (
-        ('data', Data),
-        ('optim', optimizers.make_optimizer),
-        ('init', Init),
-        ('run', Run),
-        ('mesh', sharding.make_mesh),
-    ):
-        for key, parameter in inspect.signature(function).parameters.items():
-            if parameter.default is not inspect.Parameter.empty and key not in config[name]:
-                config[name][key] = parameter.default
-    for override in overrides:
+    config = _call(path, arg)
+    for name in config:
+        if name not in SECTIONS:
+            hint = keywords.nearest(name, SECTIONS)
+            raise UserError(f'{path} has an unknown section {name!r}; {hint}a config has {", ".join(SECTIONS)}')
+    for name in SECTIONS:
+        if name not in config:
+            raise UserError(
+                f'{path} has no section {name!r}; a config has {", ".join(SECTIONS)} (it may be empty: {{}})'
+            )
+    if isinstance(config.evals, ml_collections.ConfigDict):
+        for name, node in config.evals.items():  # sets made from one dict share it: an override would reach them all
+            if isinstance(node, ml_collections.ConfigDict):
+                config.evals[name] = node.to_dict()
+    # What decides which keys there are comes first, then the defaults, then the values.
+    early = [text for text in overrides if re.match(r'--config\.(task_name|(.+\.)?data\.recipe)=', text)]
+    for override in early:
         _override(config, override)
+    for node, function, _, _ in _calls(config):
+        _fill(node, function)
+    for override in overrides:
+        if override not in early:
+            _override(config, override)
+    for node, function, name, positional in _calls(config):
+        keywords.check(function, node.to_dict(), f'config.{name}', positional)
     return config.lock()
+
+
+def _call(path: str, arg: str) -> ml_collections.ConfigDict:
+    """What the file's `get_config` returns."""
+    if not os.path.isfile(path):
+        raise UserError(f'config file {path} does not exist; the configs that come with mvdjax are in configs/')
+    try:
+        get_config = runpy.run_path(path).get('get_config')
+        config = get_config(*([arg] if arg else [])) if callable(get_config) else None
+    except Exception as error:
+        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
+        where = f'{path}:{lines[-1]}' if lines else path
+        raise UserError(f'config {where} failed with {type(error).__name__}: {error}') from error
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise UserError(f'config {path} must define get_config(arg), which returns a ml_collections.ConfigDict')
+    return config
+
+
+def _calls(config: ml_collections.ConfigDict) -> Iterator[tuple[ml_collections.ConfigDict, Any, str, int]]:
+    """(section, the callable whose keywords it is, its name, leading parameters that come from elsewhere)."""
+    for name in SECTIONS:
+        if name != 'task_name' and not isinstance(config[name], ml_collections.ConfigDict):
+            raise UserError(f'config.{name} must be a section of keys, not {config[name]!r}')
+    yield config.task, _task_class(config.task_name), 'task', 0
+    kinds = [p.kind for p in inspect.signature(optimizers.make_optimizer).parameters.values()]
+    yield config.optim, optimizers.make_optimizer, 'optim', len(kinds) - kinds.count(inspect.Parameter.KEYWORD_ONLY)
+    yield config.init, Init, 'init', 0
+    yield config.run, Run, 'run', 0
+    yield config.mesh, sharding.make_mesh, 'mesh', 0
+    sets = {'data': config.data, **{f'evals.{n}.data': _data(config.evals[n], f'evals.{n}') for n in config.evals}}
+    for name, node in sets.items():
+        yield node, Data, name, 0
+        if isinstance(node.get('recipe'), str) and isinstance(node.get('options'), ml_collections.ConfigDict):
+            yield node.options, recipe_class(node.recipe), f'{name}.options', 0
+
+
+def _data(node: Any, name: str) -> ml_collections.ConfigDict:
+    """The data section of an evaluation set."""
+    if not isinstance(node, ml_collections.ConfigDict) or not isinstance(node.get('data'), ml_collections.ConfigDict):
+        raise UserError(f"config.{name} must be {{'data': a data section, 'batch': videos per step}}")
+    return node.data
+
+
+def _fill(node: ml_collections.ConfigDict, function: Callable[..., Any]) -> None:
+    """Adds the defaults of the keys that a section leaves out."""
+    for key, parameter in inspect.signature(function).parameters.items():
+        if parameter.default is not inspect.Parameter.empty and key not in node:
+            node[key] = parameter.default
+
+
+def from_meta(meta: Mapping[str, Any]) -> ml_collections.ConfigDict:
+    """The config that a checkpoint carries (see `checkpoints.read_meta`)."""
+    return ml_collections.ConfigDict(meta['config']).lock()
 
 
 def _override(config: ml_collections.ConfigDict, text: str) -> None:
@@ -210,8 +269,7 @@ def _override(config: ml_collections.ConfigDict, text: str) -> None:
     for i, parent in enumerate([*parents, key]):
         if not isinstance(node, ml_collections.ConfigDict) or parent not in node:
             known = list(node) if isinstance(node, ml_collections.ConfigDict) else []
-            near = difflib.get_close_matches(parent, known, 1)
-            hint = f'did you mean {near[0]!r}? ' if near else ''
+            hint = keywords.nearest(parent, known)
             where = '.'.join(['config', *parents[:i]])
             raise UserError(f'{text}: {where} has no key {parent!r}; {hint}it has {", ".join(known) or "no keys"}')
         if i < len(parents):
@@ -237,11 +295,17 @@ def _parse(raw: str, old: Any, text: str) -> Any:
     """
     if isinstance(old, str):
         return raw
+    if isinstance(old, ml_collections.ConfigDict) and raw != 'None':
+        raise UserError(
+            f'{text}: that is a section; change one of its keys, {", ".join(old) or "of which it has none"}'
+        )
     value = {'true': True, 'false': False}.get(raw.lower(), _free(raw)) if isinstance(old, bool) else _free(raw)
     if isinstance(old, float) and type(value) is int:
         value = float(value)
     if isinstance(old, tuple | list) and isinstance(value, tuple | list):
         return type(old)(value)
+    if type(old) is int and type(value) is float:
+        return value  # a file may say `epochs: 40` where 0.5 is fine; `keywords.check` knows where it is not
     if value is not None and type(value) is not type(old):
         raise UserError(f'{text}: {raw!r} is not of type {type(old).__name__}, like {old!r} that it would replace')
     return value

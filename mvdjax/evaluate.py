@@ -118,6 +118,7 @@ def evaluate(
       UserError: no such set, a checkpoint that does not fit, an output folder that cannot be written.
     """
     start = time.time()
+    folder = str(checkpoints.find_step_folder(checkpoint))
     make_writable(output)
     bad_file = os.path.join(output, 'bad_videos.jsonl')
     if os.path.exists(bad_file):
@@ -131,7 +132,7 @@ def evaluate(
     numbers = SetEvaluator(task, spec, mesh, bad_file)(params, frozen)
     bad = read_bad_files(bad_file)
     results = {
-        'checkpoint': str(checkpoints.find_step_folder(checkpoint)),
+        'checkpoint': folder,
         'set': set_name,
         'list': data.files,
         'recipe': {'name': data.recipe, **data.options},

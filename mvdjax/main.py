@@ -6,6 +6,8 @@ import sys
 import traceback
 from collections.abc import Sequence
 
+from absl import logging as absl_logging
+
 from mvdjax import __version__
 from mvdjax.errors import UserError
 
@@ -53,8 +55,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, rest = parser.parse_known_args(arguments)
     stray = [a for a in rest if not a.startswith('--config.')]
     if stray or (rest and not hasattr(args, 'config')):
-        parser.error(f'mvdjax {args.command} does not take {" ".join(stray or rest)}')
+        hint = '; an override is one word, --config.section.key=value' if len(stray) < len(rest) else ''
+        parser.error(f'mvdjax {args.command} does not take {" ".join(stray or rest)}{hint}')
     args.overrides = rest
+    if not args.debug:
+        absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax's notes about its own files
     try:
         return importlib.import_module(COMMANDS[args.command][0]).run(args)
     except UserError as error:
@@ -72,5 +77,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _fail(args: argparse.Namespace, text: str) -> int:
     if args.debug:
         traceback.print_exc()
-    print(text, file=sys.stderr)
+    print(' '.join(text.split('\n')), file=sys.stderr)
     return 1

@@ -35,6 +35,12 @@ def decay_mask(params: Any, decay: Sequence[str], no_decay: Sequence[str]) -> An
       UserError: a path matches neither or both; the message lists such paths.
     """
 
+    for pattern in (*decay, *no_decay):
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise UserError(f'weight decay: {pattern!r} is not a regular expression ({error})') from error
+
     def matches(path: str, patterns: Sequence[str]) -> bool:
         return any(re.search(p, path) for p in patterns)
 
@@ -119,6 +125,9 @@ def make_optimizer(
     """
     if (base_rate is None) == (peak_rate is None):
         raise UserError('optim: give either base_rate (with base_end_rate) or peak_rate (with end_rate), not both')
+    values = (base_rate, base_end_rate, peak_rate, end_rate, weight_decay, warmup_epochs)
+    if any(value is not None and value < 0 for value in values) or not 0 < layer_decay <= 1:
+        raise UserError('optim: rates, weight_decay and warmup_epochs must not be negative, layer_decay in (0, 1]')
     if base_rate is not None:
         peak = schedules.scaled_rate(base_rate, global_batch)
         end = schedules.scaled_rate(base_end_rate or 0.0, global_batch)

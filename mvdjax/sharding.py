@@ -29,24 +29,32 @@ TENSOR_RULES = (
 MIN_FSDP_SIZE = 2**14  # smaller leaves stay whole: gathering them would cost more than they occupy
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
-    """The device mesh. Arguments are the config's `mesh` section; one of them may be -1, "the rest".
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: int | None = None) -> Mesh:
+    """The device mesh. Arguments are the config's `mesh` section; one of the axes may be -1, "the rest".
+
+    Args:
+      data: copies of the model, each on its own rows of the batch.
+      fsdp: devices that share the parameters of a copy, and split its rows.
+      tensor: devices that split heads and hidden units.
+      devices: use only the first so many devices of this machine; None uses all there are.
 
     Raises:
       UserError: the sizes do not multiply to the number of devices.
     """
     sizes = [data, fsdp, tensor]
-    devices = jax.device_count()
+    if devices is not None and not 1 <= devices <= jax.device_count():
+        raise UserError(f'mesh.devices {devices} is not between 1 and the {jax.device_count()} devices there are')
+    count = devices or jax.device_count()
     known = math.prod(s for s in sizes if s != -1)
-    if sizes.count(-1) == 1 and known > 0 and devices % known == 0:
-        sizes[sizes.index(-1)] = devices // known
-    if math.prod(sizes) != devices or min(sizes) < 1:
+    if sizes.count(-1) == 1 and known > 0 and count % known == 0:
+        sizes[sizes.index(-1)] = count // known
+    if math.prod(sizes) != count or min(sizes) < 1:
         raise UserError(
-            f'mesh data={data} fsdp={fsdp} tensor={tensor} does not fit {devices} devices: '
+            f'mesh data={data} fsdp={fsdp} tensor={tensor} does not fit {count} devices: '
             'the sizes must multiply to that number (one may be -1, the rest)'
         )
     # Auto axes: the compiler propagates shardings. jax.make_mesh's default, Explicit, breaks plain reshapes.
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=jax.devices()[:count])
 
 
 def parameter_sharding(path: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:

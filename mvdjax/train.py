@@ -87,6 +87,15 @@ def make_train_step(
     return step
 
 
+def compile_step(
+    task: Task, optimizer: optimizers.Optimizer, run: configs.Run, state: TrainState, mesh: Mesh
+) -> StepFunction:
+    """The jitted step: the state donated and returned where it was, so that it compiles once for the whole run."""
+    step = make_train_step(task, optimizer, seed=run.seed, accumulate=run.accumulate, ema_decay=run.ema_decay)
+    placement = sharding.tree_sharding(state, mesh)
+    return jax.jit(step, out_shardings=(placement, sharding.replicated(mesh)), donate_argnums=0)
+
+
 @dataclasses.dataclass
 class Window:
     """What happened since the last line of metrics."""
@@ -198,6 +207,7 @@ def start_state(
             allow_unused=init.allow_unused,
             use_ema=init.use_ema,
         )
+        say(loaded.table)
         params = jax.tree.map(
             lambda new, old: old if isinstance(new, jax.ShapeDtypeStruct) else new, loaded.params, state.params
         )
@@ -267,12 +277,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
         )
         state = start_state(config, run, task, optimizer, host, saved, mesh)
         frozen = sharding.place_tree(task.frozen(), mesh)
-        placement = sharding.tree_sharding(jax.eval_shape(lambda s: s, state), mesh)
-        step_function = jax.jit(
-            make_train_step(task, optimizer, seed=run.seed, accumulate=run.accumulate, ema_decay=run.ema_decay),
-            out_shardings=(placement, sharding.replicated(mesh)),
-            donate_argnums=0,
-        )
+        step_function = compile_step(task, optimizer, run, state, mesh)
         say(sharding.describe(params, mesh))
         say(_batch_sum(run, mesh, len(files.records), steps))
         meta = meta_data(config, data, start, host)

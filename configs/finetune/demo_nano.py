@@ -13,6 +13,8 @@ from ml_collections import ConfigDict
 
 def get_config(arg: str = 'motion') -> ConfigDict:
     options = arg.split(',')
+    if not set(options) <= {'motion', 'appearance', 'debug'}:
+        raise ValueError(f'unknown argument {arg!r}; there are motion, appearance and debug, joined by a comma')
     labels = 'appearance' if 'appearance' in options else 'motion'
     clip = {'size': 48, 'length': 8, 'stride': 2}
     c = ConfigDict()
@@ -30,7 +32,7 @@ def get_config(arg: str = 'motion') -> ConfigDict:
         name: {'data': {'files': f'quickstart/data/{labels}_{name}.txt', **views}, 'batch': 16}
         for name in ('val', 'test')
     }
-    c.optim = {'peak_rate': 1e-3, 'end_rate': 1e-6, 'warmup_epochs': 2, 'layer_decay': 0.75}
+    c.optim = {'peak_rate': 1e-3, 'end_rate': 1e-6, 'warmup_epochs': 2.0, 'layer_decay': 0.75}
     c.init = {
         'checkpoint': '',
         'allow_fresh': ('^fc_norm/', '^head/'),
@@ -40,5 +42,5 @@ def get_config(arg: str = 'motion') -> ConfigDict:
     c.mesh = {}
     if 'debug' in options:
         c.run = {'global_batch': 8, 'steps': 2, 'log_every': 1}
-        c.optim.warmup_epochs = 0
+        c.optim.warmup_epochs = 0.0
     return c

@@ -9,12 +9,21 @@ from ml_collections import ConfigDict
 
 
 def get_config(arg: str = '') -> ConfigDict:
+    if arg not in ('', 'debug'):
+        raise ValueError(f'unknown argument {arg!r}; there is only debug')
     debug = arg == 'debug'
     patch, mask = (1, 8, 8), {'kind': 'random', 'ratio': 0.75}
     c = ConfigDict()
     c.task_name = 'mae'
     c.task = {
-        'encoder': {'variant': 'nano', 'patch': patch, 'pos_embed': 'sincos2d', 'cls_token': True, 'qkv_bias': 'full'},
+        'encoder': {
+            'variant': 'nano',
+            'dtype': 'float32',
+            'patch': patch,
+            'pos_embed': 'sincos2d',
+            'cls_token': True,
+            'qkv_bias': 'full',
+        },
         'decoder': {'width': 64, 'depth': 1, 'heads': 2, 'pos_embed': 'sincos2d', 'qkv_bias': 'full'},
         'mask': mask,
         'target': 'mae',
@@ -25,11 +34,11 @@ def get_config(arg: str = '') -> ConfigDict:
         'options': {'size': 48, 'patch': patch, 'mask': mask},
     }
     c.evals = {}
-    c.optim = {'peak_rate': 1e-3, 'end_rate': 1e-5, 'warmup_epochs': 2, 'betas': (0.9, 0.95)}
+    c.optim = {'peak_rate': 1e-3, 'end_rate': 1e-5, 'warmup_epochs': 2.0, 'betas': (0.9, 0.95)}
     c.init = {}
     c.run = {'global_batch': 64, 'epochs': 40}
     c.mesh = {}
     if debug:
         c.run = {'global_batch': 8, 'steps': 2, 'log_every': 1}
-        c.optim.warmup_epochs = 0
+        c.optim.warmup_epochs = 0.0
     return c

@@ -9,6 +9,8 @@ from ml_collections import ConfigDict
 
 
 def get_config(arg: str = '') -> ConfigDict:
+    if arg not in ('', 'debug'):
+        raise ValueError(f'unknown argument {arg!r}; there is only debug')
     debug = arg == 'debug'
     patch, mask = (2, 8, 8), {'kind': 'tube', 'ratio': 0.75}
     decoder = {'width': 96, 'depth': 1, 'heads': 3}
@@ -42,11 +44,11 @@ def get_config(arg: str = '') -> ConfigDict:
         'options': {'size': 48, 'length': 8, 'stride': 2, 'patch': patch, 'mask': mask},
     }
     c.evals = {}
-    c.optim = {'peak_rate': 1e-3, 'end_rate': 1e-5, 'warmup_epochs': 2, 'betas': (0.9, 0.95)}
+    c.optim = {'peak_rate': 1e-3, 'end_rate': 1e-5, 'warmup_epochs': 2.0, 'betas': (0.9, 0.95)}
     c.init = {}
     c.run = {'global_batch': 32, 'epochs': 40}
     c.mesh = {}
     if debug:
         c.run = {'global_batch': 8, 'steps': 2, 'log_every': 1}
-        c.optim.warmup_epochs = 0
+        c.optim.warmup_epochs = 0.0
     return c

@@ -41,14 +41,15 @@ FRAMES = (20, 40)  # shortest and longest video
 WEBM_SHARE = 0.25
 
 # Lengths are in units of the picture's short side; speeds are for 16 consecutive frames.
-RADIUS = (0.13, 0.36)  # smallest and largest large shape
+RADIUS = (0.2, 0.42)  # smallest and largest large shape
 REACH = 0.34  # the large shape's centre stays this close to the picture's, along each axis: a centre crop keeps it
 TRANSLATION = (0.25, 0.45)
-ROTATION = (90.0, 200.0)  # degrees
+ROTATION = (50.0, 90.0)  # degrees
+TILT = 12.0  # degrees, largest either way: the angle a shape turns about is near its upright one
 GROWTH = (1.6, 2.2)  # factor
 BACKGROUND_SPEED = 0.18  # largest
 WOBBLE = (0.012, 0.012, 4.0, 0.03)  # largest amplitude in x, y, angle (degrees), log radius
-DISTRACTORS = (1, 3)  # fewest and most
+DISTRACTORS = (1, 2)  # fewest and most
 DISTRACTOR_RADIUS = (0.05, 0.085)
 DISTRACTOR_SPEED = 0.15  # largest, along each axis
 DISTRACTOR_ROTATION = 40.0  # degrees, largest
@@ -149,7 +150,7 @@ def draw_scene(plan: Plan, rng: np.random.Generator) -> Scene:
     shape = (plan.height + 2 * border, plan.width + 2 * border)
     background_luma = rng.uniform(50, 205)
     pattern = texture(rng, *shape, short * rng.uniform(0.25, 0.6))
-    background = _paint(rng, pattern, background_luma, rng.uniform(12, 26)).round().astype(np.uint8)
+    background = _paint(rng, pattern, background_luma, rng.uniform(4, 10), (4, 20)).round().astype(np.uint8)
     heading, speed = rng.uniform(0, 2 * np.pi), BACKGROUND_SPEED * short * np.sqrt(rng.random())
     offsets = border + speed * times[:, None] * np.array([np.cos(heading), np.sin(heading)])
 
@@ -177,8 +178,8 @@ def _object_track(rng: np.random.Generator, plan: Plan, times: Floats) -> Floats
     """Returns (frames, 4), the large shape's path for the even class of the plan's pair of twins."""
     short, span = min(plan.width, plan.height), times[-1] - times[0]
     x, y, reach = plan.width / 2, plan.height / 2, REACH * short
-    lower = (x - reach, y - reach, 0.0, np.log(RADIUS[0] * short))
-    upper = (x + reach, y + reach, 2 * np.pi, np.log(RADIUS[1] * short))
+    lower = (x - reach, y - reach, -np.radians(TILT), np.log(RADIUS[0] * short))
+    upper = (x + reach, y + reach, np.radians(TILT), np.log(RADIUS[1] * short))
     moving = plan.motion // 2
     speeds = (
         short * rng.uniform(*TRANSLATION),
@@ -241,19 +242,21 @@ def _sprite(rng: np.random.Generator, kind: int, background_luma: float, gap: fl
     # The gradient makes every angle look different, on a disc under a symmetric texture too.
     along, _ = _turned_grid(rng, _CANVAS, _CANVAS)
     pattern = 0.75 * pattern + 0.25 * np.clip(along / (2 * _CANVAS_RADIUS) + 0.5, 0, 1)
-    colours = _paint(rng, pattern, luma, rng.uniform(28, 40))
+    colours = _paint(rng, pattern, luma, rng.uniform(16, 30))
     mask = shape_mask(kind)[..., None]
     return np.concatenate([colours * mask, 255 * mask], axis=-1).round().astype(np.uint8)
 
 
-def _paint(rng: np.random.Generator, pattern: Floats, luma: float, contrast: float) -> Floats:
+def _paint(
+    rng: np.random.Generator, pattern: Floats, luma: float, contrast: float, hues: tuple[float, float] = (10, 60)
+) -> Floats:
     """Maps a pattern (h, w) in [0, 1] to RGB (h, w, 3) in [0, 255] between two random colours luma -+ contrast."""
     ends = []
     for sign in rng.permutation([-1, 1]):
         # Hue is added at equal luma, so chroma subsampling in the codecs costs no edge.
         hue = rng.normal(size=3)
         hue -= _LUMA @ hue
-        ends.append(np.clip(luma + sign * contrast + hue / np.abs(hue).max() * rng.uniform(10, 60), 0, 255))
+        ends.append(np.clip(luma + sign * contrast + hue / np.abs(hue).max() * rng.uniform(*hues), 0, 255))
     return ends[0] + pattern[..., None] * (ends[1] - ends[0])
 
 

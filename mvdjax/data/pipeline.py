@@ -4,11 +4,16 @@ Sample i of step k has the global number n = k * batch + i. The record it shows,
 and masks it, are functions of (seed, n) alone: the number of workers, threads, hosts or restarts does not enter.
 """
 
+import contextlib
 import dataclasses
+import fcntl
 import functools
 import importlib
 import json
+import multiprocessing
 import os
+import pkgutil
+import re
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -18,6 +23,8 @@ import grain
 import numpy as np
 from absl import flags
 
+from mvdjax import keywords
+from mvdjax.data import recipes
 from mvdjax.data.decode import DecodeError
 from mvdjax.data.schema import SUBSTITUTED, Recipe, Record, Sample
 from mvdjax.data.sources import FileList, read_list
@@ -26,20 +33,31 @@ from mvdjax.errors import UserError
 MAX_SUBSTITUTIONS = 20  # consecutive unreadable files before a sample is given up
 
 
-def make_recipe(name: str, options: Mapping[str, Any]) -> Recipe:
-    """The recipe `mvdjax.data.recipes.<name>` with its options.
+def recipe_class(name: str) -> Any:
+    """`mvdjax.data.recipes.<name>.Recipe`.
 
     Raises:
-      UserError: no such recipe, or an option it does not have.
+      UserError: no such recipe.
     """
+    module = f'mvdjax.data.recipes.{name}'
     try:
-        module = importlib.import_module(f'mvdjax.data.recipes.{name}')
+        return importlib.import_module(module).Recipe
     except ModuleNotFoundError as error:
-        raise UserError(f'no data recipe {name!r}; see mvdjax/data/recipes') from error
-    try:
-        return module.Recipe(**options)
-    except TypeError as error:
-        raise UserError(f'data recipe {name!r}: {error}') from error
+        if error.name != module:
+            raise
+        names = [found.name for found in pkgutil.iter_modules(recipes.__path__)]
+        raise UserError(
+            f'there is no data recipe {name!r}; {keywords.nearest(name, names)}choose one of {names}'
+        ) from (error)
+
+
+def make_recipe(name: str, options: Mapping[str, Any]) -> Recipe:
+    """A recipe with its options.
+
+    Raises:
+      UserError: no such recipe, or an option that it does not have or take.
+    """
+    return keywords.build(recipe_class(name), options, f'data recipe {name!r}')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +92,8 @@ class Data:
         """Refuses counts that cannot be."""
         if self.workers < 0 or self.threads < 1 or self.prefetch < 1:
             raise UserError('data.workers must be >= 0, data.threads and data.prefetch >= 1')
+        if not 0 <= self.max_bad_fraction <= 1:
+            raise UserError(f'data.max_bad_fraction is a share, from 0 to 1, not {self.max_bad_fraction}')
 
     def read(self) -> FileList:
         """The list."""
@@ -90,20 +110,19 @@ class BadFiles:
     def __init__(self, path: str | None) -> None:
         """`path` is the file, or None to keep no record."""
         self._path = path
-        self._seen: set[str] | None = None
+        self._seen: set[str] = set()
 
     def add(self, record: Record, error: DecodeError) -> None:
-        """Notes a file. Repeats are dropped; several processes may write, a short append is atomic."""
-        if self._path is None:
-            return
-        if self._seen is None:
-            self._seen = {entry['path'] for entry in read_bad_files(self._path)}
-        if record.path in self._seen:
+        """Notes a file, unless it is there already. Threads, workers and hosts may share the record."""
+        if self._path is None or record.path in self._seen:
             return
         self._seen.add(record.path)
         line = json.dumps({'path': record.path, 'line': record.line, 'reason': error.reason}) + '\n'
         with open(self._path, 'a', encoding='utf-8') as file:
-            file.write(line)
+            with contextlib.suppress(OSError):  # a file system without locks: a file may be listed twice
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if record.path not in {entry['path'] for entry in read_bad_files(self._path)}:
+                file.write(line)
 
 
 def read_bad_files(path: str) -> list[dict[str, Any]]:
@@ -186,10 +205,12 @@ def start_worker(index: int, count: int) -> None:
     """Runs first in every worker: no JAX backend may start there, and no orphan may outlive the main process."""
     del index, count
     os.environ['JAX_PLATFORMS'] = 'cpu'
-    parent = os.getppid()
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    pid = parent.pid  # asked of multiprocessing: a parent that is dead by now shows too
 
     def watch() -> None:
-        while os.getppid() == parent:
+        while os.getppid() == pid:
             time.sleep(1.0)
         os._exit(1)
 
@@ -209,7 +230,21 @@ def _iterate(samples: Any, numbers: Any, batch: int, data: Data, flatten: bool) 
             grain.MultiprocessingOptions(num_workers=data.workers, per_worker_buffer_size=data.prefetch),
             worker_init_fn=start_worker,
         )
-    return iter(iterable)
+    return _explained(iter(iterable))
+
+
+def _explained(batches: Iterator[Sample]) -> Iterator[Sample]:
+    """The same batches; a worker that was killed is a sentence."""
+    try:
+        yield from batches
+    except RuntimeError as error:
+        if 'terminated unexpectedly' not in str(error):
+            raise
+        code = ''.join(re.findall(r'exit code (-?\d+)', str(error)))
+        raise UserError(
+            f'a data worker died (exit code {code}), most likely for want of memory: lower data.workers or '
+            'data.prefetch, or set data.workers to 0 to read in this process'
+        ) from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,6 +263,8 @@ class Numbers:
 
     def __getitem__(self, position: int) -> int:
         """Global number of the record at this position."""
+        if not 0 <= position < len(self):
+            raise IndexError(position)  # or iteration would never end
         local = self.records_per_batch // self.processes
         step, row = divmod(position, local)
         return (self.start_step + step) * self.records_per_batch + self.process * local + row

@@ -14,12 +14,20 @@ it and removes it; it never reaches a device.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
 Sample = dict[str, Any]  # name -> NumPy array or scalar
 SUBSTITUTED = 'substituted'
+
+
+def stack_views(samples: Sequence[Sample]) -> Sample:
+    """One sample as it is; several, all with the same keys, stacked on a leading axis."""
+    if len(samples) == 1:
+        return samples[0]
+    return {name: np.stack([s[name] for s in samples]) for name in samples[0]}
 
 
 @dataclasses.dataclass(frozen=True)

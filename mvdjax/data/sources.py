@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 
 from mvdjax.data.schema import Record
 from mvdjax.errors import UserError
@@ -28,11 +29,13 @@ def read_class_names(path: str) -> tuple[str, ...]:
     Raises:
       UserError: no such file, or a blank or repeated name.
     """
-    names = _read_lines(path, 'class names')
-    while names and not names[-1].strip():
+    names = [name.strip() for name in _read_lines(path, 'class names')]
+    while names and not names[-1]:
         names.pop()
+    if not names:
+        raise UserError(f'{path} names no classes; put one class name on each line')
     for i, name in enumerate(names):
-        if not name.strip() or name in names[:i]:
+        if not name or name in names[:i]:
             raise UserError(f'{path}:{i + 1}: class name {name!r} is blank or repeated; each line names one class')
     return tuple(names)
 
@@ -40,8 +43,8 @@ def read_class_names(path: str) -> tuple[str, ...]:
 def read_list(path: str, root: str = '', num_classes: int | None = None, class_file: str = '') -> FileList:
     """Reads a list of `path label` lines.
 
-    The label is the last field, so paths may hold spaces; blank lines are ignored. Relative paths are taken from
-    `root`, or from the list's own folder.
+    The label is the last field, behind spaces or a tab, so paths may hold spaces; blank lines are ignored. Relative
+    paths are taken from `root`, or from the list's own folder.
 
     Args:
       path: the list.
@@ -62,17 +65,16 @@ def read_list(path: str, root: str = '', num_classes: int | None = None, class_f
     for number, line in enumerate(_read_lines(path, 'list'), start=1):
         if not line.strip():
             continue
-        name, _, label = line.strip().rpartition(' ')
-        if not name:
+        fields = line.rsplit(maxsplit=1)
+        if len(fields) == 1:
             raise UserError(f'{path}:{number}: {line.strip()!r} has one column; a line is "path label"')
-        try:
-            value = int(label)
-        except ValueError:
-            raise UserError(f'{path}:{number}: label {label!r} is not a whole number; a line is "path label"') from None
+        name, label = fields
+        if not re.fullmatch(r'[-+]?[0-9]+', label):
+            raise UserError(f'{path}:{number}: label {label!r} is not a whole number; a line is "path label"')
+        value = int(label)
         if value < 0 or (limit is not None and value >= limit):
-            raise UserError(
-                f'{path}:{number}: label {value} is out of range; there are classes 0 to {(limit or 0) - 1}'
-            )
+            classes = 'labels start at 0' if limit is None else f'there are classes 0 to {limit - 1}'
+            raise UserError(f'{path}:{number}: label {value} is out of range; {classes}')
         records.append(Record(os.path.join(folder, name.strip()), value, number))
     if not records:
         raise UserError(f'{path} lists no files; put one "path label" on each line')
@@ -81,8 +83,8 @@ def read_list(path: str, root: str = '', num_classes: int | None = None, class_f
 
 def _read_lines(path: str, what: str) -> list[str]:
     try:
-        with open(path, encoding='utf-8') as file:
-            return file.read().splitlines()
+        with open(path, encoding='utf-8-sig') as file:  # -sig: Windows editors mark their files
+            return file.read().split('\n')  # not splitlines, which also splits at characters that a name may hold
     except FileNotFoundError:
         raise UserError(f'{what} {path} does not exist; check the path in the config') from None
     except (OSError, UnicodeDecodeError) as error:

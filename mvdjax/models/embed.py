@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from mvdjax.errors import UserError
 from mvdjax.models.layers import linear_init
 
 Grid = tuple[int, int, int]  # tokens along time, height, width
@@ -15,11 +16,11 @@ def token_grid(shape: tuple[int, ...], patch: Grid) -> Grid:
     """The (t, h, w) token grid of a (..., frames, height, width, channels) video cut into `patch` cubes.
 
     Raises:
-      ValueError: a side is not a multiple of the patch.
+      UserError: a side is not a multiple of the patch.
     """
     sides = shape[-4:-1]
     if any(s % p for s, p in zip(sides, patch, strict=True)):
-        raise ValueError(f'a video of (frames, height, width) {sides} does not divide into patches of {patch}')
+        raise UserError(f'a video of (frames, height, width) {sides} does not divide into patches of {patch}')
     t, h, w = (s // p for s, p in zip(sides, patch, strict=True))
     return t, h, w
 
@@ -61,7 +62,7 @@ def sincos_1d(grid: Grid, width: int) -> np.ndarray:
 def _axis_table(positions: np.ndarray, width: int) -> np.ndarray:
     """[sin | cos] of positions times 10000^(-i / (width / 2)). (n, width) float64."""
     if width % 2:
-        raise ValueError(f'a sin-cos table needs an even number of channels per axis, not {width}')
+        raise UserError(f'a sin-cos table needs an even number of channels per axis, not {width}')
     omega = 1.0 / 10000 ** (np.arange(width // 2, dtype=np.float64) / (width / 2))
     angle = positions.reshape(-1, 1) * omega
     return np.concatenate([np.sin(angle), np.cos(angle)], axis=1)
@@ -82,10 +83,10 @@ def sincos_3d(grid: Grid, width: int) -> np.ndarray:
     """MVD's table: a quarter of the channels for time, then three quarters for the plane. (tokens, width) float32.
 
     Raises:
-      ValueError: `width` is not a multiple of 16 (time takes a quarter, each plane axis three eighths, all even).
+      UserError: `width` is not a multiple of 16 (time takes a quarter, each plane axis three eighths, all even).
     """
     if width % 16:
-        raise ValueError(f'the 3-D sin-cos table needs a width that is a multiple of 16, not {width}')
+        raise UserError(f'the 3-D sin-cos table needs a width that is a multiple of 16, not {width}')
     t, h, w = grid
     time = np.repeat(_axis_table(np.arange(t, dtype=np.float64), width // 4), h * w, axis=0)
     plane = np.tile(_plane_table(h, w, width // 4 * 3), (t, 1))
@@ -99,10 +100,10 @@ def position_table(kind: str, grid: Grid, width: int) -> np.ndarray:
     """The (tokens, width) float32 table of `kind`: 'sincos1d' VideoMAE, 'sincos2d' MAE, 'sincos3d' MVD.
 
     Raises:
-      ValueError: unknown kind, or a width the table cannot have.
+      UserError: unknown kind, or a width the table cannot have.
     """
     if kind not in POSITION_TABLES:
-        raise ValueError(f'pos_embed must be one of {sorted(POSITION_TABLES)}, not {kind!r}')
+        raise UserError(f'pos_embed must be one of {sorted(POSITION_TABLES)}, not {kind!r}')
     return POSITION_TABLES[kind](grid, width)
 
 

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mvdjax.errors import UserError
+
 NORM_EPSILON = 1e-6  # MAE, VideoMAE and MVD all build their LayerNorms with it
 REMAT_POLICIES = {
     'full': jax.checkpoint_policies.nothing_saveable,
@@ -58,9 +60,9 @@ class Attention(nn.Module):
         """(b, n, d) -> (b, n, d)."""
         width = x.shape[-1]
         if width % self.heads:
-            raise ValueError(f'width {width} is not a multiple of heads {self.heads}')
+            raise UserError(f'width {width} is not a multiple of heads {self.heads}')
         if self.qkv_bias not in ('full', 'qv'):
-            raise ValueError(f"qkv_bias must be 'full' or 'qv', not {self.qkv_bias!r}")
+            raise UserError(f"qkv_bias must be 'full' or 'qv', not {self.qkv_bias!r}")
         shape = (self.heads, width // self.heads)
         qkv = nn.DenseGeneral(
             (3, *shape),
@@ -141,7 +143,7 @@ class Transformer(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """(b, n, d) -> (b, n, d)."""
         if self.remat not in ('none', *REMAT_POLICIES):
-            raise ValueError(f"remat must be 'none', 'full' or 'dots', not {self.remat!r}")
+            raise UserError(f"remat must be 'none', 'full' or 'dots', not {self.remat!r}")
         body: Any = Block
         if self.remat != 'none':
             body = nn.remat(Block, prevent_cse=not self.scan, policy=REMAT_POLICIES[self.remat])

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mvdjax.errors import UserError
 from mvdjax.models.embed import Grid, patch_embedding, patchify, position_table, token_grid
 from mvdjax.models.layers import Transformer, layer_norm, token_init
 
@@ -36,10 +37,10 @@ def variant(name: str) -> dict[str, int]:
     """The size of a named variant as keyword arguments of `ViT`.
 
     Raises:
-      ValueError: no such variant; the message lists them.
+      UserError: no such variant; the message lists them.
     """
     if name not in VARIANTS:
-        raise ValueError(f'no ViT variant {name!r}; there are {", ".join(VARIANTS)}')
+        raise UserError(f'no ViT variant {name!r}; there are {", ".join(VARIANTS)}')
     return dataclasses.asdict(VARIANTS[name])
 
 

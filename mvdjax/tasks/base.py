@@ -7,12 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mvdjax import keywords
 from mvdjax.errors import UserError
 from mvdjax.metrics import Metrics
 from mvdjax.models.embed import Grid, token_grid
 from mvdjax.models.masked_vit import Decoder
 from mvdjax.models.vit import ViT, variant
 
+DTYPES = ('float32', 'bfloat16')
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # RGB in [0, 1]
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -68,29 +70,26 @@ def normalize(video: jax.Array) -> jax.Array:
 
 def _build(module: Callable[..., Any], options: dict[str, Any], fixed: dict[str, Any]) -> Any:
     """`module(**options, **fixed)`, config spellings of types resolved; a wrong key is a UserError."""
-    shown = dict(options)
     if 'patch' in options:
         options['patch'] = tuple(options['patch'])
+        if len(options['patch']) != 3:
+            raise UserError(f'patch must be (frames, rows, columns), not {options["patch"]}')
     if 'dtype' in options:
+        if options['dtype'] not in DTYPES:
+            raise UserError(f'dtype must be one of {", ".join(DTYPES)}, not {options["dtype"]!r}')
         options['dtype'] = jnp.dtype(options['dtype'])
-    try:
-        return module(**{**fixed, **options})
-    except TypeError as error:
-        raise UserError(f'model section {shown}: {error}') from error
+    return keywords.build(module, {**fixed, **options}, f'the {module.__name__} section')
 
 
 def build_vit(config: Mapping[str, Any], **fixed: Any) -> ViT:
-    """A ViT from its config section: `variant` names the size, every other key is an attribute of `ViT`.
+    """A ViT from its config section: `variant` names the size, every other key is an attribute of `ViT` and wins.
 
     Raises:
       UserError: a key that `ViT` does not have, or an unknown variant.
     """
     options = dict(config)
     if 'variant' in options:
-        try:
-            options.update(variant(options.pop('variant')))
-        except ValueError as error:
-            raise UserError(str(error)) from error
+        options = {**variant(options.pop('variant')), **options}
     return _build(ViT, options, fixed)
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mvdjax import losses
+from mvdjax import keywords, losses
 from mvdjax.errors import UserError
 from mvdjax.evaluation.multiview import TopK
 from mvdjax.metrics import Metrics, weighted
@@ -56,7 +56,12 @@ class Task:
     mix: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        """Refuses a mixing section with unknown keys."""
+        """Refuses values out of range, and a mixing section with unknown keys."""
+        if self.num_classes < 1 or not 0 <= self.label_smoothing < 1 or not 0 <= self.dropout < 1:
+            raise UserError(
+                f'task.num_classes {self.num_classes} must be at least 1, label_smoothing {self.label_smoothing} and '
+                f'dropout {self.dropout} in [0, 1)'
+            )
         self._mix()
 
     @property
@@ -65,10 +70,7 @@ class Task:
         return ('drop_path', 'dropout', 'mix', 'erase')
 
     def _mix(self) -> Mix | None:
-        try:
-            return None if self.mix is None else Mix(**self.mix)
-        except TypeError as error:
-            raise UserError(f'task.mix: {error}') from error
+        return None if self.mix is None else keywords.build(Mix, self.mix, 'config.task.mix')
 
     def classifier(self) -> Classifier:
         """The Linen module."""

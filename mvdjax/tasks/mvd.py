@@ -7,7 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mvdjax import checkpoints, losses
+from mvdjax import checkpoints, keywords, losses
+from mvdjax.console import say
 from mvdjax.data.masks import num_masked
 from mvdjax.errors import UserError
 from mvdjax.evaluation.means import Means
@@ -58,14 +59,11 @@ class Teacher:
         if self.checkpoint == 'random':
             return jax.jit(vit.init)(named_key(0, f'teacher_{name}'), video)['params']
         expected = jax.eval_shape(vit.init, jax.random.key(0), video)['params']
-        return checkpoints.load_params(
-            self.checkpoint,
-            expected,
-            f'{name} teacher',
-            subtree='backbone',
-            allow_fresh=(),
-            allow_unused=('^norm/',),
-        ).params
+        loaded = checkpoints.load_params(
+            self.checkpoint, expected, f'{name} teacher', subtree='backbone', allow_unused=('^norm/',)
+        )
+        say(loaded.table)
+        return loaded.params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,10 +94,11 @@ class Task:
         return ('drop_path',)
 
     def _teachers(self) -> dict[str, Teacher]:
-        try:
-            return {name: Teacher(**self.teachers[name]) for name in TEACHERS if name in self.teachers}
-        except TypeError as error:
-            raise UserError(f'task.teachers: {error}') from error
+        return {
+            name: keywords.build(Teacher, self.teachers[name], f'config.task.teachers.{name}')
+            for name in TEACHERS
+            if name in self.teachers
+        }
 
     def model(self) -> MaskedViT:
         """The student with a decoder per teacher."""

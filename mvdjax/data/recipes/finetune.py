@@ -7,8 +7,9 @@ import numpy as np
 
 from mvdjax.data import ops, sampling
 from mvdjax.data.decode import read_frames
+from mvdjax.data.limits import check_counts, check_scale, check_shares
 from mvdjax.data.rand_augment import RandAugment
-from mvdjax.data.schema import Record, Sample
+from mvdjax.data.schema import Record, Sample, stack_views
 from mvdjax.errors import UserError
 
 SAMPLINGS = ('dense', 'segments')
@@ -44,7 +45,10 @@ class Recipe:
     views: int = 1
 
     def __post_init__(self) -> None:
-        """Refuses an unknown sampling or RandAugment specification."""
+        """Refuses options that make no sample."""
+        check_counts(size=self.size, length=self.length, stride=self.stride, views=self.views)
+        check_scale(self.scale)
+        check_shares(flip=self.flip, erasing=self.erasing)
         if self.sampling not in SAMPLINGS:
             raise UserError(f'sampling must be one of {", ".join(SAMPLINGS)}, not {self.sampling!r}')
         if self.rand_augment:
@@ -74,7 +78,4 @@ class Recipe:
     def __call__(self, record: Record, rng: np.random.Generator) -> Sample:
         """A sample with `video`, `label`, maybe `erase`, each with a leading axis of `views` if there are several."""
         frames = read_frames(record.path, functools.partial(self._indices, rng=rng))
-        samples = [self._view(frames, record.label, rng) for _ in range(self.views)]
-        if self.views == 1:
-            return samples[0]
-        return {name: np.stack([s[name] for s in samples]) for name in samples[0]}
+        return stack_views([self._view(frames, record.label, rng) for _ in range(self.views)])

@@ -8,6 +8,7 @@ import numpy as np
 
 from mvdjax.data import ops
 from mvdjax.data.decode import read_image
+from mvdjax.data.limits import check_counts, check_scale, check_shares, mask_grid
 from mvdjax.data.masks import make_mask
 from mvdjax.data.schema import Record, Sample
 
@@ -30,6 +31,13 @@ class Recipe:
     scale: tuple[float, float] = (0.2, 1.0)
     flip: float = 0.5
 
+    def __post_init__(self) -> None:
+        """Refuses options that make no sample."""
+        check_counts(size=self.size)
+        check_scale(self.scale)
+        check_shares(flip=self.flip)
+        mask_grid(1, self.size, self.patch, self.mask)
+
     @property
     def views(self) -> int:
         """One sample per image."""
@@ -43,5 +51,5 @@ class Recipe:
         frame = ops.crop_resize_antialias(image, box, self.size, 'bicubic')
         if rng.random() < self.flip:
             frame = ops.flip(frame)
-        grid = (1, self.size // self.patch[1], self.size // self.patch[2])
+        grid = mask_grid(1, self.size, self.patch, self.mask)
         return {'video': frame, 'mask': make_mask(rng=rng, grid=grid, **self.mask)}

@@ -8,13 +8,14 @@ import numpy as np
 
 from mvdjax.data import ops, sampling
 from mvdjax.data.decode import read_frames
+from mvdjax.data.limits import check_counts, mask_grid
 from mvdjax.data.masks import make_mask
-from mvdjax.data.schema import Record, Sample
+from mvdjax.data.schema import Record, Sample, stack_views
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """One random clip per video: multi-scale crop, bilinear resize, no flip, no colour jitter (as published).
+    """Random clips of a video: multi-scale crop, bilinear resize, no flip, no colour jitter (as published).
 
     Attributes:
       size: side of the student's and the video teacher's frames, in pixels.
@@ -23,6 +24,8 @@ class Recipe:
       length: frames per clip.
       stride: frames between two of them.
       teacher_size: side of a second resize of the same crop for the image teacher, or 0 for none.
+      views: clips per video and step, one from each of as many equal parts of the video, each with a crop and a mask
+        of its own (`num_sample` of the published code, which has 1 in every run).
     """
 
     size: int
@@ -31,18 +34,26 @@ class Recipe:
     length: int = 16
     stride: int = 4
     teacher_size: int = 0
+    views: int = 1
 
-    @property
-    def views(self) -> int:
-        """One sample per video."""
-        return 1
+    def __post_init__(self) -> None:
+        """Refuses options that make no sample."""
+        check_counts(size=self.size, length=self.length, stride=self.stride, views=self.views)
+        check_counts(0, teacher_size=self.teacher_size)
+        mask_grid(self.length, self.size, self.patch, self.mask)
 
     def __call__(self, record: Record, rng: np.random.Generator) -> Sample:
-        """A sample with `video`, `mask` and maybe `teacher_video`."""
-        frames = read_frames(record.path, lambda n: sampling.pretrain_clip(n, rng, self.length, self.stride)[0])
+        """A sample with `video`, `mask`, maybe `teacher_video`, each with a leading axis of `views` if several."""
+        frames = read_frames(
+            record.path,
+            lambda n: sampling.pretrain_clip(n, rng, self.length, self.stride, self.views).reshape(-1),
+        )
+        return stack_views([self._view(clip, rng) for clip in np.split(frames, self.views)])
+
+    def _view(self, frames: np.ndarray, rng: np.random.Generator) -> Sample:
         height, width = frames.shape[1:3]
         box = ops.multiscale_crop_box(rng, height, width, self.size)
-        grid = (self.length // self.patch[0], self.size // self.patch[1], self.size // self.patch[2])
+        grid = mask_grid(self.length, self.size, self.patch, self.mask)
         sample = {
             'video': ops.crop_resize_antialias(frames, box, self.size),
             'mask': make_mask(rng=rng, grid=grid, **self.mask),

@@ -6,6 +6,7 @@ import numpy as np
 
 from mvdjax.data import ops, sampling
 from mvdjax.data.decode import read_frames
+from mvdjax.data.limits import check_counts
 from mvdjax.data.recipes.finetune import SAMPLINGS
 from mvdjax.data.schema import Record, Sample
 from mvdjax.errors import UserError
@@ -32,7 +33,9 @@ class Recipe:
     crops: int = 3
 
     def __post_init__(self) -> None:
-        """Refuses an unknown sampling."""
+        """Refuses options that make no sample."""
+        counts = {'length': self.length, 'stride': self.stride, 'clips': self.clips, 'crops': self.crops}
+        check_counts(size=self.size, **counts)
         if self.sampling not in SAMPLINGS:
             raise UserError(f'sampling must be one of {", ".join(SAMPLINGS)}, not {self.sampling!r}')
 

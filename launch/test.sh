@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Makes .venv, installs mvdjax with the test extra, runs formatter, linter, type checker, shellcheck and all tests.
+# Needs Python >= 3.11 and nothing else; works from any directory, takes no arguments, may be run again.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. launch/environment.sh
+make_environment test
+
+echo "== ruff format and lint"
+.venv/bin/ruff format --check .
+.venv/bin/ruff check .
+echo "== shellcheck"
+.venv/bin/shellcheck launch/*.sh .ci/run
+echo "== mypy"
+.venv/bin/mypy
+echo "== pytest"
+.venv/bin/python -m pytest -n "$(nproc 2>/dev/null || echo 2)"

@@ -1,0 +1,50 @@
+"""Checks of recipe options, made before the first file is read: what the options alone show to be wrong."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from mvdjax import keywords
+from mvdjax.data.masks import num_masked
+from mvdjax.errors import UserError
+
+
+def check_counts(least: int = 1, **values: int) -> None:
+    """Raises UserError for a count below `least`."""
+    for name, value in values.items():
+        if value < least:
+            raise UserError(f'data options: {name} must be at least {least}, not {value}')
+
+
+def check_shares(**values: float) -> None:
+    """Raises UserError for a probability outside [0, 1]."""
+    for name, value in values.items():
+        if not 0 <= value <= 1:
+            raise UserError(f'data options: {name} must lie in [0, 1], not {value}')
+
+
+def check_scale(scale: tuple[float, float]) -> None:
+    """Raises UserError unless `scale` is a range of shares of the area."""
+    if not 0 < scale[0] <= scale[1] <= 1:
+        raise UserError(f'data options: scale must be two rising shares of the area in (0, 1], not {scale}')
+
+
+def mask_grid(length: int, size: int, patch: tuple[int, int, int], mask: Mapping[str, Any]) -> tuple[int, int, int]:
+    """The (time, height, width) token grid of a clip.
+
+    Raises:
+      UserError: the clip does not divide into patches, or the mask section makes no mask for the grid.
+    """
+    if min(patch) < 1:
+        raise UserError(f'data options: patch must be (frames, rows, columns) of a token, not {patch}')
+    if length % patch[0] or size % patch[1] or size % patch[2]:
+        raise UserError(
+            f'data options: a clip of {length} frames of {size} x {size} does not divide into patches of '
+            f'{tuple(patch)} frames, rows and columns: change length, size or patch'
+        )
+    grid = (length // patch[0], size // patch[1], size // patch[2])
+
+    def masked(kind: str, ratio: float) -> int:
+        return num_masked(kind, grid, ratio)
+
+    keywords.build(masked, mask, 'data options: mask')
+    return grid

@@ -1,0 +1,244 @@
+"""The quickstart: the whole pipeline on the demo data with tiny models, as the commands a user would type.
+
+Run by launch/quickstart.sh. It writes the data, trains both teachers, distils a student from them, fine-tunes three
+initialisations on two label sets with one recipe, tests them, draws the pictures and prints the table.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+
+import psutil
+
+from mvdjax.errors import UserError
+
+LABELS = ('motion', 'appearance')
+ROWS = {'scratch': '', 'videomae': 'video_teacher', 'mvd': 'student'}  # row of the table -> where its weights start
+CHANCE = {'motion': 12.5, 'appearance': 12.5}  # eight classes each, evenly filled
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """Commands run one after the other, once the jobs it needs are done."""
+
+    name: str
+    needs: tuple[str, ...]
+    commands: tuple[tuple[str, ...], ...]
+
+
+def make_jobs(output: str, seed: int) -> list[Job]:
+    """The pipeline, in an order that may be run from top to bottom."""
+    data, runs = f'{output}/data', f'{output}/runs'
+
+    def paths(recipe: str, *files: str) -> tuple[str, ...]:
+        return (f'--config=configs/{recipe}/demo_nano.py', *files, f'--config.run.seed={seed}')
+
+    def train(name: str, *arguments: str) -> tuple[str, ...]:
+        return ('train', *arguments, f'--workdir={runs}/{name}')
+
+    jobs = [
+        Job('data', (), (('data', 'demo', f'--output={data}'),)),
+        Job(
+            'video_teacher',
+            ('data',),
+            (train('video_teacher', *paths('videomae', f'--config.data.files={data}/pretrain.txt')),),
+        ),
+        Job(
+            'image_teacher',
+            ('data',),
+            (train('image_teacher', *paths('mae', f'--config.data.files={data}/images.txt')),),
+        ),
+        Job(
+            'student',
+            ('image_teacher', 'video_teacher'),
+            (
+                train(
+                    'student',
+                    *paths('mvd', f'--config.data.files={data}/pretrain.txt'),
+                    f'--config.task.teachers.image.checkpoint={runs}/image_teacher',
+                    f'--config.task.teachers.video.checkpoint={runs}/video_teacher',
+                ),
+            ),
+        ),
+    ]
+    for row, source in ROWS.items():
+        for labels in LABELS:
+            name = f'{row}_{labels}'
+            config = (
+                f'--config=configs/finetune/demo_nano.py:{labels}',
+                f'--config.data.files={data}/{labels}_train.txt',
+                f'--config.data.class_file={data}/{labels}_classes.txt',
+                f'--config.evals.test.data.files={data}/{labels}_test.txt',
+                f'--config.evals.test.data.class_file={data}/{labels}_classes.txt',
+                f'--config.run.seed={seed}',
+                f'--config.init.checkpoint={runs}/{source}' if source else '--config.init.checkpoint=',
+            )
+            commands = (train(name, *config), ('evaluate', *config, f'--checkpoint={runs}/{name}'))
+            jobs.append(Job(name, (source or 'data',), commands))
+    everything = tuple(f'{runs}/{job.name}' for job in jobs if job.name != 'data')
+    report = ('report', *everything, f'--output={output}/report')
+    jobs.append(Job('report', tuple(job.name for job in jobs), (report,)))
+    return jobs
+
+
+class Runner:
+    """Runs jobs, two at a time, each on its own half of the cores; remembers in a file which are done."""
+
+    def __init__(self, output: str) -> None:
+        """Reads what an earlier call finished in this folder."""
+        self._output = output
+        self._done_file = os.path.join(output, 'done.json')
+        self._done: dict[str, dict] = {}
+        if os.path.exists(self._done_file):
+            with open(self._done_file, encoding='utf-8') as file:
+                self._done = json.load(file)
+        cores = sorted(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, 'cpu_affinity') else []
+        # Two single-core processes finish more steps than one process on two cores: tiny models do not parallelise.
+        half = max(1, len(cores) // 2)
+        self._slots = [cores[:half], cores[half:]] if len(cores) > 1 else [cores]
+        self._condition = threading.Condition()
+        self._failed = ''
+        self.peak_rss = 0
+
+    def run(self, jobs: Sequence[Job]) -> None:
+        """Runs all jobs.
+
+        Raises:
+          UserError: a command failed; the message names its log.
+        """
+        os.makedirs(os.path.join(self._output, 'logs'), exist_ok=True)
+        finished = threading.Event()
+        threading.Thread(target=self._watch_memory, args=(finished,), daemon=True).start()
+        waiting = list(jobs)
+        workers = [threading.Thread(target=self._work, args=(waiting, slot)) for slot in self._slots]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        finished.set()
+        if self._failed:
+            raise UserError(self._failed)
+
+    def _work(self, waiting: list[Job], cores: list[int]) -> None:
+        while True:
+            with self._condition:
+                while waiting and not self._failed and not self._ready(waiting):
+                    self._condition.wait()
+                if self._failed or not waiting:
+                    self._condition.notify_all()
+                    return
+                job = self._ready(waiting)[0]
+                waiting.remove(job)
+            # The data set and the report stand alone in the graph: they may use every core.
+            alone = job.name in ('data', 'report')
+            error = self._run_job(job, [] if alone else cores)
+            with self._condition:
+                self._failed = self._failed or error
+                self._condition.notify_all()
+
+    def _ready(self, waiting: Sequence[Job]) -> list[Job]:
+        return [job for job in waiting if all(name in self._done for name in job.needs)]
+
+    def _run_job(self, job: Job, cores: list[int]) -> str:
+        """Runs a job's commands. Returns '' or what went wrong."""
+        commands = [list(c) for c in job.commands]
+        if self._done.get(job.name, {}).get('commands') == commands:
+            print(f'[{job.name}] done before', flush=True)
+            return ''
+        start = time.time()
+        log = os.path.join(self._output, 'logs', f'{job.name}.log')
+        with open(log, 'w', encoding='utf-8') as file:
+            for command in commands:
+                print(f'[{job.name}] mvdjax {" ".join(command)}', flush=True)
+                environment = {
+                    **os.environ,
+                    'JAX_COMPILATION_CACHE_DIR': os.path.abspath(os.path.join(self._output, 'compiled')),
+                }
+                process = subprocess.Popen(
+                    [sys.executable, '-m', 'mvdjax', *command], stdout=file, stderr=subprocess.STDOUT, env=environment
+                )
+                if cores:
+                    psutil.Process(process.pid).cpu_affinity(cores)
+                if process.wait():
+                    with open(log, encoding='utf-8') as lines:
+                        last = (lines.read().strip().splitlines() or ['no output'])[-1]
+                    return f'[{job.name}] failed: {last} (whole log: {log}). Start the quickstart again to go on'
+        seconds = round(time.time() - start, 1)
+        print(f'[{job.name}] finished in {seconds:.0f} s', flush=True)
+        with self._condition:
+            self._done[job.name] = {'commands': commands, 'seconds': seconds}
+            with open(self._done_file + '.tmp', 'w', encoding='utf-8') as file:
+                json.dump(self._done, file, indent=1)
+            os.replace(self._done_file + '.tmp', self._done_file)
+        return ''
+
+    def _watch_memory(self, finished: threading.Event) -> None:
+        """Peak of the summed resident memory of this process and all below it (shared pages count in each)."""
+        this = psutil.Process()
+        while not finished.wait(0.5):
+            total = 0
+            for process in (this, *this.children(recursive=True)):
+                try:
+                    total += process.memory_info().rss
+                except psutil.Error:  # it has ended between the listing and the question
+                    continue
+            self.peak_rss = max(self.peak_rss, total)
+
+
+def read_rows(output: str) -> list[dict]:
+    """The rows of the table from the results of the tests: {'name', 'motion', 'appearance'}, top-1 in percent."""
+    rows = []
+    for name in ROWS:
+        row: dict = {'name': name}
+        for labels in LABELS:
+            with open(f'{output}/runs/{name}_{labels}/results.json', encoding='utf-8') as file:
+                row[labels] = json.load(file)['top1']
+        rows.append(row)
+    return rows
+
+
+def format_table(rows: Sequence[dict]) -> str:
+    """The table that the quickstart prints."""
+    says = {
+        'scratch': 'trained from scratch',
+        'videomae': 'fine-tuned from the video teacher',
+        'mvd': 'fine-tuned from the MVD student',
+    }
+    lines = [f'{"top-1, % of the test videos":<36}{"motion":>10}{"appearance":>12}']
+    lines += [f'{says[row["name"]]:<36}{row["motion"]:>10.1f}{row["appearance"]:>12.1f}' for row in rows]
+    lines.append(f'{"chance":<36}{CHANCE["motion"]:>10.1f}{CHANCE["appearance"]:>12.1f}')
+    return '\n'.join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the quickstart. Returns the exit code."""
+    parser = argparse.ArgumentParser(prog='python -m mvdjax.quickstart', description=__doc__)
+    parser.add_argument('--output', default='quickstart', help='folder for everything (default: quickstart)')
+    parser.add_argument('--seed', type=int, default=0, help='of every training run (default: 0)')
+    parser.add_argument('--started', type=float, default=time.time(), help='UNIX time that the total is counted from')
+    args = parser.parse_args(argv)
+    runner = Runner(args.output)
+    try:
+        runner.run(make_jobs(args.output, args.seed))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 1
+    rows = read_rows(args.output)
+    seconds = round(time.time() - args.started, 1)
+    summary = {'rows': rows, 'chance': CHANCE, 'seconds': seconds, 'peak_rss_bytes': runner.peak_rss}
+    with open(os.path.join(args.output, 'summary.json'), 'w', encoding='utf-8') as file:
+        json.dump(summary, file, indent=1)
+    print(f'\n{format_table(rows)}\n')
+    print(f'{seconds:.0f} s in all, at most {runner.peak_rss / 2**30:.1f} GiB of memory')
+    print(f'pictures and curves: {args.output}/report/report.html; everything else in {args.output}/')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

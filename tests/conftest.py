@@ -1,0 +1,27 @@
+"""Every test runs on the CPU with 8 simulated devices (MVDJAX_TEST_DEVICES=1 for one) and exact matrix products."""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ['JAX_PLATFORMS'] = 'cpu'
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
+
+import jax
+import pytest
+from absl import flags
+
+jax.config.update('jax_num_cpu_devices', int(os.environ.get('MVDJAX_TEST_DEVICES', '8')))
+jax.config.update('jax_default_matmul_precision', 'highest')
+jax.config.update('jax_numpy_rank_promotion', 'allow')
+flags.FLAGS.mark_as_parsed()  # Grain's worker processes read absl flags
+
+
+@pytest.fixture(scope='session')
+def demo_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small demo data set, written once for all tests of a worker. Read only."""
+    from mvdjax.data.demo import DemoSpec, write_demo
+
+    root = tmp_path_factory.mktemp('demo')
+    write_demo(root, DemoSpec(pretrain=32, labelled=16, val=8, test=16, images=32, workers=1), progress=False)
+    return root

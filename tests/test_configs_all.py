@@ -1,0 +1,147 @@
+"""Every config file there is: documented, loads, its full-size step is consistent, its :debug form really trains."""
+
+import ast
+import json
+import os
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from mvdjax import checkpoints, optimizers, train_state
+from mvdjax import config as configs
+from mvdjax.data.decode import DecodeError
+from mvdjax.data.schema import Record
+from mvdjax.evaluate import eval_set
+from mvdjax.train import make_train_step, train
+
+ROOT = Path(__file__).parent.parent
+FILES = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / 'configs').glob('**/*.py') if p.name != '__init__.py')
+LISTS = {'images': 'images.txt', 'pretrain': 'pretrain.txt'}  # recipe -> list of the demo data; others need labels
+RECORDS = 200_000  # length of a pretended training list
+
+
+def test_there_are_configs():
+    assert 'configs/mvd/demo_nano.py' in FILES
+
+
+@pytest.mark.parametrize('file', FILES)
+def test_the_docstring_says_how_to_run_it(file):
+    text = ast.get_docstring(ast.parse((ROOT / file).read_text()))
+    assert text
+    assert f'mvdjax train --config={file}' in text
+    assert '--workdir=' in text
+
+
+@pytest.mark.parametrize('arg', ['', ':debug'])
+@pytest.mark.parametrize('file', FILES)
+def test_it_loads(file, arg):
+    config = configs.load(str(ROOT / file) + arg)
+    configs.make_task(config)
+    run = configs.build(configs.Run, configs.section(config, 'run'), 'run')
+    configs.build(configs.Data, configs.section(config, 'data'), 'data').make()
+    for name in config.evals:
+        eval_set(config, name).make_data().make()
+    assert set(run.eval_sets) <= set(config.evals)
+    json.dumps(config.to_dict())  # as a checkpoint carries it
+    if arg:
+        assert run.total_steps(RECORDS) <= 10
+
+
+def sample_of(data, demo_data):
+    """A real sample of the recipe at full size, from whichever kind of demo file it reads."""
+    for path in ('videos/train', 'images'):
+        record = Record(str(sorted((demo_data / path).iterdir())[0]), 0, 1)
+        try:
+            return data.make()(record, np.random.default_rng(0))
+        except DecodeError:
+            pass
+    raise AssertionError(f'recipe {data.recipe} reads neither video nor image')
+
+
+def stacked(data, sample, records):
+    """A NumPy batch of `records` times that sample."""
+    batch = {n: np.broadcast_to(x, (records, *np.shape(x))) for n, x in sample.items()}
+    if data.make().views > 1:
+        batch = {n: x.reshape(-1, *x.shape[2:]) for n, x in batch.items()}
+    return batch
+
+
+def abstract(batch):
+    return {n: jax.ShapeDtypeStruct(x.shape, x.dtype) for n, x in batch.items()}
+
+
+@pytest.mark.parametrize('file', FILES)
+def test_the_whole_step_fits_together_at_full_size(file, demo_data):
+    overrides = [
+        f'--config.task.teachers.{name}.checkpoint=random'
+        for name in configs.load(str(ROOT / file)).task.get('teachers', {})
+    ]
+    config = configs.load(str(ROOT / file), overrides)
+    task = configs.make_task(config)
+    run = configs.build(configs.Run, configs.section(config, 'run'), 'run')
+    data = configs.build(configs.Data, configs.section(config, 'data'), 'data')
+    mix = config.task.get('mix')
+    group = max(2, mix.group if mix is not None else 1)
+    assert run.global_batch % run.accumulate == 0
+    assert run.global_batch // run.accumulate * data.make().views % group == 0
+    batch = stacked(data, sample_of(data, demo_data), group * run.accumulate)
+    task.check(batch)
+    batch = abstract(batch)
+
+    params = train_state.abstract_params(task, batch)
+    optimizer = configs.build(
+        optimizers.make_optimizer,
+        configs.section(config, 'optim'),
+        'optim',
+        params,
+        task.layer_index,
+        run.global_batch,
+        run.schedule_steps(RECORDS),
+        run.steps_per_epoch(RECORDS),
+    )
+    make = train_state.make_state_function(task, optimizer, run.ema_decay > 0)
+    state = jax.eval_shape(make, jax.random.key(0), batch)
+    frozen = jax.eval_shape(task.frozen)
+    step = make_train_step(task, optimizer, seed=run.seed, accumulate=run.accumulate, ema_decay=run.ema_decay)
+    after, values = jax.eval_shape(step, state, frozen, batch)
+    shapes = [jax.tree.map(lambda x: (x.shape, x.dtype), tree) for tree in (after, state)]
+    assert shapes[0] == shapes[1]  # or every step would compile anew
+    assert {'loss', 'grad_norm', 'learning_rate'} <= set(values)
+
+    for name in config.evals:
+        views = eval_set(config, name).make_data()
+        videos = abstract(stacked(views, sample_of(views, demo_data), 2))
+        outputs = jax.eval_shape(task.predict, params, frozen, videos)
+        assert all(x.shape[0] == 2 for x in jax.tree.leaves(outputs))
+
+
+@pytest.fixture
+def quick_compilation():
+    """Most of these tests' time is XLA's."""
+    jax.config.update('jax_disable_most_optimizations', True)
+    yield
+    jax.config.update('jax_disable_most_optimizations', False)
+
+
+@pytest.mark.usefixtures('quick_compilation')
+@pytest.mark.parametrize('file', FILES)
+def test_the_debug_form_trains_a_step(file, demo_data, tmp_path):
+    spec = str(ROOT / file) + ':debug'
+    config = configs.load(spec)
+    overrides = ['--config.run.steps=1', '--config.run.epochs=None', *redirected('data', config.data, demo_data)]
+    for name, options in config.evals.items():
+        overrides += redirected(f'evals.{name}.data', options.data, demo_data)
+    numbers = train(configs.load(spec, overrides), str(tmp_path))
+    assert np.isfinite(numbers['loss'])
+    assert numbers['grad_norm'] > 0
+    assert numbers['skipped'] == 0
+    assert checkpoints.read_meta(str(tmp_path))['step'] == 1
+
+
+def redirected(name, section, demo_data):
+    """Overrides that make a data section read the demo data."""
+    own = demo_data / os.path.basename(section.files)
+    path = own if own.exists() else demo_data / LISTS.get(section.recipe, 'motion_train.txt')
+    return [f'--config.{name}.files={path}', f'--config.{name}.class_file=', f'--config.{name}.root=']

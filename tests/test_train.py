@@ -1,0 +1,249 @@
+"""The loop: resume to the bit, devices, accumulation, skipped steps, average, hand-over."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small_runs
+
+from mvdjax import checkpoints, optimizers, sharding, train_state, trees
+from mvdjax import config as configs
+from mvdjax.data.pipeline import BadFiles, Data, train_batches
+from mvdjax.errors import UserError
+from mvdjax.metric_writer import read_metrics
+from mvdjax.train import compile_step, train
+
+STAGES = ('mae', 'videomae', 'mvd', 'finetune')
+
+
+def first_batch(config):
+    data = configs.build(Data, configs.section(config, 'data'), 'data')
+    batches = train_batches(
+        data, data.read(), seed=0, global_batch=config.run.global_batch, start_step=0, steps=1, bad=BadFiles(None)
+    )
+    batch = next(batches)
+    batch.pop('substituted')
+    return batch
+
+
+def run_steps(config, steps=2, poison_at=None):
+    """Losses and final state of a few steps on one batch, without files: the step function alone."""
+    mesh = configs.build(sharding.make_mesh, configs.section(config, 'mesh'), 'mesh')
+    task, host = configs.make_task(config), first_batch(config)
+    optimizer = configs.build(
+        optimizers.make_optimizer,
+        configs.section(config, 'optim'),
+        'optim',
+        train_state.abstract_params(task, host),
+        task.layer_index,
+        config.run.global_batch,
+        8,
+        4,
+    )
+    run = configs.build(configs.Run, configs.section(config, 'run'), 'run')
+    state = train_state.create(task, optimizer, host, run.seed, run.ema_decay > 0, mesh)
+    frozen = sharding.place_tree(task.frozen(), mesh)
+    step = compile_step(task, optimizer, run, state, mesh)
+    found = []
+    for i in range(steps):
+        if i == poison_at:
+            bad = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), frozen)
+            state, values = step(state, bad, sharding.place_batch(host, mesh))
+        else:
+            state, values = step(state, frozen, sharding.place_batch(host, mesh))
+        found.append(jax.device_get(values))
+    assert step._cache_size() <= 1, 'the step compiled more than once'
+    return found, jax.device_get(state)
+
+
+@pytest.mark.parametrize('stage', STAGES)
+def test_the_same_losses_on_1_and_on_all_devices(stage, demo_data):
+    one, _ = run_steps(small_runs.load(stage, demo_data, 'mesh.devices=1'), 3)
+    every, _ = run_steps(small_runs.load(stage, demo_data), 3)
+    for a, b in zip(one, every, strict=True):
+        np.testing.assert_allclose(a['loss'][0] / a['loss'][1], b['loss'][0] / b['loss'][1], rtol=2e-5)
+        np.testing.assert_allclose(a['grad_norm'][0], b['grad_norm'][0], rtol=1e-3)
+
+
+@pytest.mark.skipif(jax.device_count() < 8, reason='a mesh with three axes needs 8 devices')
+@pytest.mark.parametrize('stage', ['mvd', 'finetune'])
+def test_fsdp_and_tensor_axes_change_no_number(stage, demo_data):
+    one, state = run_steps(small_runs.load(stage, demo_data, 'mesh.devices=1'), 2)
+    split, split_state = run_steps(small_runs.load(stage, demo_data, 'mesh.data=2', 'mesh.fsdp=2', 'mesh.tensor=2'), 2)
+    for a, b in zip(one, split, strict=True):
+        np.testing.assert_allclose(a['loss'][0], b['loss'][0], rtol=2e-5)
+    assert jax.tree.structure(state.params) == jax.tree.structure(split_state.params)
+
+
+@pytest.mark.parametrize('stage', ['videomae', 'mvd'])
+def test_accumulation_is_one_large_batch(stage, demo_data):
+    whole, _ = run_steps(small_runs.load(stage, demo_data, 'mesh.devices=1'), 1)
+    parts, _ = run_steps(small_runs.load(stage, demo_data, 'mesh.devices=1', 'run.accumulate=4'), 1)
+    np.testing.assert_allclose(whole[0]['loss'][0], parts[0]['loss'][0], rtol=1e-5)
+    np.testing.assert_allclose(whole[0]['grad_norm'][0], parts[0]['grad_norm'][0], rtol=1e-4)
+    assert parts[0]['loss'][1] == whole[0]['loss'][1] == 8
+
+
+def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(demo_data):
+    config = small_runs.load('mvd', demo_data, 'mesh.devices=1', 'run.ema_decay=0.9')
+    _, before = run_steps(config, 1)
+    values, after = run_steps(config, 2, poison_at=1)
+    assert after.step == 2
+    assert after.skipped == 1
+    jax.tree.map(np.testing.assert_array_equal, before.params, after.params)
+    jax.tree.map(np.testing.assert_array_equal, before.opt_state, after.opt_state)
+    jax.tree.map(np.testing.assert_array_equal, before.ema, after.ema)
+    assert values[1]['skipped'][0] == 1
+    assert values[1]['loss'] == (0, 0)
+
+
+def test_the_average_follows_the_parameters(demo_data):
+    config = small_runs.load('videomae', demo_data, 'mesh.devices=1', 'run.ema_decay=0.75')
+    _, start = run_steps(config, 0)
+    _, one = run_steps(config, 1)
+    _, two = run_steps(config, 2)
+    expected = jax.tree.map(
+        lambda a, b, c: 0.75 * (0.75 * a + 0.25 * b) + 0.25 * c, start.params, one.params, two.params
+    )
+    jax.tree.map(lambda e, x: np.testing.assert_allclose(e, x, rtol=1e-5, atol=1e-6), expected, two.ema)
+
+
+def test_bfloat16_computes_close_and_keeps_float32_state(demo_data):
+    exact, state = run_steps(small_runs.load('videomae', demo_data, 'mesh.devices=1'), 2)
+    half, half_state = run_steps(
+        small_runs.load('videomae', demo_data, 'mesh.devices=1', 'task.encoder.dtype=bfloat16'), 2
+    )
+    assert {x.dtype for x in jax.tree.leaves((state.params, half_state.params))} == {np.dtype('float32')}
+    assert half[1]['loss'][0] != exact[1]['loss'][0]
+    np.testing.assert_allclose(half[1]['loss'][0], exact[1]['loss'][0], rtol=2e-2)
+
+
+@pytest.fixture(scope='module')
+def undisturbed(demo_data, tmp_path_factory):
+    """A finished run of 24 steps."""
+    workdir = tmp_path_factory.mktemp('undisturbed')
+    train(small_runs.load('videomae', demo_data, *LONG), str(workdir))
+    return workdir
+
+
+LONG = ('mesh.devices=1', 'run.steps=24', 'run.save_every=3', 'run.ema_decay=0.9')
+
+
+def assert_same_end(workdir, reference):
+    assert small_runs.losses(workdir) == small_runs.losses(reference)
+    assert sorted(small_runs.losses(workdir)) == list(range(1, 25))
+    for ema in (False, True):
+        ours, theirs = (checkpoints.read_params(str(w), use_ema=ema) for w in (workdir, reference))
+        assert ours.keys() == theirs.keys()
+        for name, value in theirs.items():
+            np.testing.assert_array_equal(ours[name], value, err_msg=name)
+
+
+def test_a_run_killed_at_a_random_step_ends_as_one_left_alone(demo_data, undisturbed, tmp_path):
+    spec, overrides = small_runs.arguments('videomae', demo_data, *LONG)
+    environment = {  # the same machine as this process: the number of devices and threads decides the order of sums
+        **os.environ,
+        'JAX_DEFAULT_MATMUL_PRECISION': 'highest',
+        'JAX_NUM_CPU_DEVICES': str(jax.device_count()),
+        'PYTHONPATH': str(Path(__file__).parent.parent),
+    }
+    kill_after = random.SystemRandom().randint(2, 18)
+    command = [sys.executable, '-m', 'mvdjax', 'train', f'--config={spec}', f'--workdir={tmp_path}', *overrides]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        deadline = time.time() + 240
+        while len(read_metrics(str(tmp_path))) < kill_after:
+            assert process.poll() is None, process.stderr.read().decode()
+            assert time.time() < deadline, 'the run never got going'
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+    assert len(read_metrics(str(tmp_path))) < 24, f'it finished before the kill at {kill_after}'
+    train(small_runs.load('videomae', demo_data, *LONG), str(tmp_path))
+    assert_same_end(tmp_path, undisturbed)
+
+
+def test_a_finished_run_stays_as_it_is(demo_data, undisturbed):
+    before = (undisturbed / 'metrics.jsonl').read_bytes()
+    assert train(small_runs.load('videomae', demo_data, *LONG), str(undisturbed)) == {}
+    assert (undisturbed / 'metrics.jsonl').read_bytes() == before
+
+
+def test_resume_with_another_model_is_refused(demo_data, undisturbed):
+    config = small_runs.load('videomae', demo_data, *LONG, 'run.steps=30', 'task.decoder.width=32')
+    with pytest.raises(UserError, match='cannot be resumed with this config'):
+        train(config, str(undisturbed))
+
+
+def test_meta_says_where_weights_come_from(undisturbed):
+    meta = checkpoints.read_meta(str(undisturbed))
+    assert meta['step'] == 24
+    assert meta['data_position'] == {'next_sample': 24 * 8}
+    assert meta['config']['task_name'] == 'mae'
+    assert json.loads(json.dumps(meta)) == meta
+
+
+def test_hand_over_loads_the_encoder_and_nothing_else(demo_data, undisturbed, tmp_path, capsys):
+    video = ('task.teachers.video.checkpoint=' + str(undisturbed),)
+    train(small_runs.load('mvd', demo_data, 'mesh.devices=1', 'run.steps=3', *video), str(tmp_path / 'student'))
+    out = capsys.readouterr().out
+    assert f'video teacher from {undisturbed}/checkpoints/24' in out
+    meta = checkpoints.read_meta(str(tmp_path / 'student'))
+    assert [s['checkpoint'] for s in meta['sources']] == [str(undisturbed)]
+
+    frozen = ('run.steps=1', 'optim.warmup_epochs=0', 'optim.peak_rate=0.0')  # so that what was loaded can be compared
+    config = small_runs.load('finetune', demo_data, 'mesh.devices=1', *frozen, f'init.checkpoint={tmp_path}/student')
+    train(config, str(tmp_path / 'finetuned'))
+    out = capsys.readouterr().out
+    assert 'loaded  backbone/encoder' in out
+    assert 'fresh   head/kernel' in out
+    assert 'unused  decoders_image' in out
+    source, target = (checkpoints.read_params(str(tmp_path / n)) for n in ('student', 'finetuned'))
+    for name, value in target.items():
+        if name.startswith('backbone/'):
+            np.testing.assert_array_equal(value, source[name], err_msg=name)
+
+
+def test_a_checkpoint_of_another_size_is_refused_by_name(demo_data, undisturbed, tmp_path):
+    config = small_runs.load('finetune', demo_data, f'init.checkpoint={undisturbed}', 'task.model.variant=nano')
+    with pytest.raises(UserError, match=r'does not fit the initial parameters: backbone/.* expected'):
+        train(config, str(tmp_path))
+
+
+def test_left_over_tensors_are_refused_unless_allowed(demo_data, undisturbed, tmp_path):
+    config = small_runs.load('finetune', demo_data, f'init.checkpoint={undisturbed}', "init.allow_unused=('norm',)")
+    with pytest.raises(UserError, match=r'has the extra .*decoders_pixels.*init.allow_unused'):
+        train(config, str(tmp_path / 'a'))
+    config = small_runs.load('finetune', demo_data, f'init.checkpoint={undisturbed}', 'init.allow_fresh=()')
+    with pytest.raises(UserError, match=r'lacks .*fc_norm'):
+        train(config, str(tmp_path / 'b'))
+
+
+def test_a_window_of_skipped_steps_stops_the_run(demo_data, tmp_path):
+    config = small_runs.load('videomae', demo_data, 'mesh.devices=1', 'optim.peak_rate=1e30', 'run.log_every=4')
+    with pytest.raises(UserError, match='not finite'):
+        train(config, str(tmp_path))
+
+
+def test_the_placement_of_every_parameter_is_by_rule():
+    shapes = {'backbone/encoder/blocks/attn/qkv/kernel': (12, 768, 3, 12, 64), 'backbone/norm/scale': (768,)}
+    mesh = sharding.make_mesh(data=1, devices=1)
+    for path, shape in shapes.items():
+        assert sharding.parameter_sharding(path, shape, mesh).spec == jax.sharding.PartitionSpec(*[None] * len(shape))
+    if jax.device_count() >= 8:
+        mesh = sharding.make_mesh(data=1, fsdp=4, tensor=2)
+        spec = sharding.parameter_sharding('backbone/encoder/blocks/attn/qkv/kernel', (12, 768, 3, 12, 64), mesh).spec
+        assert spec == jax.sharding.PartitionSpec(None, 'fsdp', None, 'tensor', None)
+
+
+def test_stacked_and_unrolled_layouts_round_trip(undisturbed):
+    tree = trees.unflatten(checkpoints.read_params(str(undisturbed)))
+    back = trees.stack_blocks(trees.unstack_blocks(tree))
+    jax.tree.map(np.testing.assert_array_equal, tree, back)
