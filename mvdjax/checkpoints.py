@@ -1,7 +1,7 @@
 """Checkpoints: Orbax on disk, a strict loader between stages, and one place that decides where a run starts.
 
 A step directory holds the items `params`, `ema` (if the run has one), `train` (step, skipped, optimizer state) and
-`meta` (JSON: config, token grid, class names, schema version, data position, where the weights come from and under
+`meta` (JSON: config, input shape, class names, schema version, data position, where the weights come from and under
 what licence). A later stage reads `params` or `ema` alone.
 """
 
@@ -150,6 +150,12 @@ def find_step_folder(path: str) -> epath.Path:
         if steps:
             return max(steps, key=lambda p: int(p.name)).resolve()
     raise UserError(f'no checkpoint in {path}: give a workdir of a finished stage, or one of its checkpoints/<step>')
+
+
+def workdir_of(path: str) -> str:
+    """The workdir that a checkpoint path belongs to: the folder above `checkpoints`, or the path itself."""
+    step = find_step_folder(path)
+    return str(step.parent.parent if step.parent.name == FOLDER else step.parent)
 
 
 def read_meta(path: str) -> dict[str, Any]:

@@ -96,6 +96,8 @@ class Run:
         for name in ('seed', 'eval_every'):
             if getattr(self, name) < 0:
                 raise UserError(f'config.run.{name} must be at least 0, not {getattr(self, name)}')
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f'config.run.seed must lie in [0, 2**32), not {self.seed}')
         if not 0 <= self.ema_decay < 1:
             raise UserError(f'config.run.ema_decay must lie in [0, 1), not {self.ema_decay}')
 

@@ -17,7 +17,7 @@ from mvdjax import config as configs
 from mvdjax.console import progress_bar, say
 from mvdjax.data.pipeline import BadFiles, Data, empty_sample, eval_batches, read_bad_files
 from mvdjax.errors import UserError
-from mvdjax.tasks.base import Task
+from mvdjax.tasks.base import Task, check_backbone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +31,11 @@ class EvalSet:
 
     data: Mapping[str, Any]
     batch: int
+
+    def __post_init__(self) -> None:
+        """Refuses an empty batch."""
+        if self.batch < 1:
+            raise UserError(f'evals.<set>.batch must be at least 1, not {self.batch}')
 
     def make_data(self) -> Data:
         """The data section, checked."""
@@ -57,6 +62,7 @@ class SetEvaluator:
         self._task, self._mesh, self._bad_file = task, mesh, bad_file
         self._data = spec.make_data()
         self._files = self._data.read()
+        task.check_files(self._files)
         rows = mesh.shape['data'] * mesh.shape['fsdp']
         self._batch = -(-spec.batch // rows) * rows  # padded rows are masked, so rounding up costs nothing but time
         self._empty = empty_sample(self._data, self._files)
@@ -94,6 +100,7 @@ class SetEvaluator:
 
 def load_frozen_and_params(task: Task, checkpoint: str, use_ema: bool, mesh: Mesh, batch: Any) -> tuple[Any, Any]:
     """(frozen, params) on the devices, params strictly from a checkpoint of the same task."""
+    check_backbone(checkpoints.read_meta(checkpoint), task.backbone(), 'model', checkpoint)
     expected = jax.eval_shape(task.init, jax.random.key(0), batch)
     loaded = checkpoints.load_params(checkpoint, expected, 'model', use_ema=use_ema)
     return sharding.place_tree(task.frozen(), mesh), sharding.place_tree(loaded.params, mesh)
@@ -134,6 +141,7 @@ def evaluate(
     results = {
         'checkpoint': folder,
         'set': set_name,
+        'use_ema': use_ema,
         'list': data.files,
         'recipe': {'name': data.recipe, **data.options},
         **numbers,
@@ -179,7 +187,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `mvdjax evaluate`."""
     configs.add_config_argument(parser)
     parser.add_argument('--checkpoint', required=True, help='workdir, or one of its checkpoints/<step>')
-    parser.add_argument('--output', help='folder for results.json (default: the checkpoint argument, if a folder)')
+    parser.add_argument('--output', help='folder for results.json (default: the workdir of the checkpoint)')
     parser.add_argument('--set', default='test', help='a name in config.evals (default: test)')
     parser.add_argument('--ema', action='store_true', help='score the moving average of the parameters')
     parser.epilog = """example:
@@ -189,5 +197,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Runs `mvdjax evaluate`."""
     config = configs.load(args.config, args.overrides)
-    evaluate(config, args.checkpoint, args.output or args.checkpoint, args.set, args.ema)
+    output = args.output or checkpoints.workdir_of(args.checkpoint)
+    evaluate(config, args.checkpoint, output, args.set, args.ema)
     return 0

@@ -6,8 +6,11 @@ initialisations on two label sets with one recipe, tests them, draws the picture
 
 import argparse
 import dataclasses
+import hashlib
+import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -16,6 +19,7 @@ from collections.abc import Sequence
 
 import psutil
 
+from mvdjax import __version__
 from mvdjax.errors import UserError
 
 LABELS = ('motion', 'appearance')
@@ -30,6 +34,25 @@ class Job:
     name: str
     needs: tuple[str, ...]
     commands: tuple[tuple[str, ...], ...]
+
+    def key(self) -> str:
+        """Changes whenever the commands, a config file that they name, or the version of the project does."""
+        parts = [__version__, json.dumps(self.commands)]
+        for argument in itertools.chain(*self.commands):
+            path = argument.removeprefix('--config=').split(':')[0]
+            if argument.startswith('--config=') and os.path.isfile(path):
+                with open(path, encoding='utf-8') as file:
+                    parts.append(file.read())
+        return hashlib.sha256('\n'.join(parts).encode()).hexdigest()
+
+    def workdirs(self) -> list[str]:
+        """Folders that the training commands write."""
+        found = itertools.chain(*self.commands)
+        return [a.removeprefix('--workdir=') for a in found if a.startswith('--workdir=')]
+
+    def has_output(self) -> bool:
+        """Whether those folders are still there."""
+        return all(os.path.isdir(folder) for folder in self.workdirs())
 
 
 def make_jobs(output: str, seed: int) -> list[Job]:
@@ -115,8 +138,8 @@ class Runner:
         os.makedirs(os.path.join(self._output, 'logs'), exist_ok=True)
         finished = threading.Event()
         threading.Thread(target=self._watch_memory, args=(finished,), daemon=True).start()
-        waiting = list(jobs)
-        workers = [threading.Thread(target=self._work, args=(waiting, slot)) for slot in self._slots]
+        waiting = self._forget_changed(jobs)
+        workers = [threading.Thread(target=self._work, args=(waiting, slot), daemon=True) for slot in self._slots]
         for worker in workers:
             worker.start()
         for worker in workers:
@@ -126,6 +149,14 @@ class Runner:
             raise UserError(self._failed)
 
     def _work(self, waiting: list[Job], cores: list[int]) -> None:
+        try:
+            self._take_jobs(waiting, cores)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the other thread must not wait for ever
+            with self._condition:
+                self._failed = self._failed or f'the quickstart stopped: {type(error).__name__}: {error}'
+                self._condition.notify_all()
+
+    def _take_jobs(self, waiting: list[Job], cores: list[int]) -> None:
         while True:
             with self._condition:
                 while waiting and not self._failed and not self._ready(waiting):
@@ -142,19 +173,32 @@ class Runner:
                 self._failed = self._failed or error
                 self._condition.notify_all()
 
+    def _forget_changed(self, jobs: Sequence[Job]) -> list[Job]:
+        """The jobs still to run: new ones, those whose commands or configs changed, and all that need one of them.
+
+        The folders of jobs to be run anew are removed: a workdir would otherwise resume, or call itself finished.
+        """
+        todo: list[Job] = []
+        for job in jobs:
+            known = self._done.get(job.name, {}).get('key') == job.key() and job.has_output()
+            if known and not {other.name for other in todo} & set(job.needs):
+                print(f'[{job.name}] done before', flush=True)
+                continue
+            if self._done.pop(job.name, None) is not None:
+                for folder in job.workdirs():
+                    shutil.rmtree(folder, ignore_errors=True)
+            todo.append(job)
+        return todo
+
     def _ready(self, waiting: Sequence[Job]) -> list[Job]:
         return [job for job in waiting if all(name in self._done for name in job.needs)]
 
     def _run_job(self, job: Job, cores: list[int]) -> str:
         """Runs a job's commands. Returns '' or what went wrong."""
-        commands = [list(c) for c in job.commands]
-        if self._done.get(job.name, {}).get('commands') == commands:
-            print(f'[{job.name}] done before', flush=True)
-            return ''
         start = time.time()
         log = os.path.join(self._output, 'logs', f'{job.name}.log')
         with open(log, 'w', encoding='utf-8') as file:
-            for command in commands:
+            for command in job.commands:
                 print(f'[{job.name}] mvdjax {" ".join(command)}', flush=True)
                 environment = {
                     **os.environ,
@@ -172,7 +216,7 @@ class Runner:
         seconds = round(time.time() - start, 1)
         print(f'[{job.name}] finished in {seconds:.0f} s', flush=True)
         with self._condition:
-            self._done[job.name] = {'commands': commands, 'seconds': seconds}
+            self._done[job.name] = {'key': job.key(), 'seconds': seconds}
             with open(self._done_file + '.tmp', 'w', encoding='utf-8') as file:
                 json.dump(self._done, file, indent=1)
             os.replace(self._done_file + '.tmp', self._done_file)

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -19,12 +20,23 @@ from mvdjax import config as configs
 from mvdjax.console import progress_bar, say
 from mvdjax.data.pipeline import BadFiles, Data, train_batches
 from mvdjax.data.schema import SUBSTITUTED, Sample
+from mvdjax.data.sources import FileList
 from mvdjax.errors import UserError
 from mvdjax.evaluate import SetEvaluator, eval_set, make_writable, summary
 from mvdjax.metric_writer import MetricWriter
 from mvdjax.rng import step_keys
-from mvdjax.tasks.base import Batch, Task
+from mvdjax.tasks.base import Batch, Task, check_backbone, describe
 from mvdjax.train_state import TrainState
+
+MAX_SKIPPED = 10  # steps in a row that are not finite before a run stops
+
+# What may differ when a run is resumed: where things lie and how fast they go, not what is computed.
+FREE_ON_RESUME = (
+    r'^run\.(log_every|save_every|keep|eval_every|eval_sets|accumulate)$',
+    r'^data\.(files|root|class_file|workers|threads|prefetch|max_bad_fraction)$',
+    r'^(mesh|evals|init)\.',
+    r'^task\.teachers\.\w+\.checkpoint$',
+)
 
 StepFunction = Callable[[TrainState, Any, Batch], tuple[TrainState, metrics.Metrics]]
 
@@ -34,7 +46,8 @@ def make_train_step(
 ) -> StepFunction:
     """The function of one optimizer step: pure, to be jitted with its first argument donated.
 
-    A step whose loss or gradient is not finite leaves parameters, optimizer and average as they were, and is counted.
+    A step whose loss, gradient or update is not finite leaves parameters, optimizer state and average as they were,
+    and is counted.
     """
 
     def gradients(params: Any, frozen: Any, batch: Batch, keys: Mapping[str, jax.Array]) -> tuple[Any, metrics.Metrics]:
@@ -64,10 +77,11 @@ def make_train_step(
         directions, opt_state = optimizer.transform.update(grads, state.opt_state, state.params)
         rate = optimizer.schedule(state.step)
         updates = optimizers.apply_rate(directions, rate)
+        update_norm = optax.tree.norm(updates)
         params = optax.apply_updates(state.params, updates)
         ema = None if state.ema is None else optax.incremental_update(params, state.ema, 1.0 - ema_decay)
 
-        ok = jnp.isfinite(values['loss'][0]) & jnp.isfinite(grad_norm)
+        ok = jnp.isfinite(values['loss'][0]) & jnp.isfinite(grad_norm) & jnp.isfinite(update_norm)
         kept = jax.tree.map(
             lambda new, old: jnp.where(ok, new, old),
             (params, opt_state, ema),
@@ -77,7 +91,7 @@ def make_train_step(
         values = {
             **values,
             'grad_norm': metrics.scalar(grad_norm),
-            'update_norm': metrics.scalar(optax.tree.norm(updates)),
+            'update_norm': metrics.scalar(update_norm),
         }
         # A skipped step says nothing about the loss: it enters no average.
         values = {n: (jnp.where(ok, s, 0.0), jnp.where(ok, c, 0.0)) for n, (s, c) in values.items()}
@@ -104,6 +118,7 @@ class Window:
     records: int = 0
     substituted: int = 0
     wait: float = 0.0
+    streak: int = 0  # steps skipped in a row up to the last closed window
     start: float = dataclasses.field(default_factory=time.perf_counter)
 
     def close(self) -> dict[str, float]:
@@ -118,20 +133,22 @@ class Window:
             'clips_per_second': self.records / seconds,
             'data_wait': self.wait / seconds,
         }
-        if numbers['skipped'] == len(self.values):
-            raise UserError(
-                f'each of the last {len(self.values)} steps had a loss or gradient that was not finite: lower the '
-                'rate, clip gradients (optim.clip_norm) or compute in float32, and start again from the last checkpoint'
-            )
+        for values in host:
+            self.streak = self.streak + 1 if values['skipped'][0] else 0
+            if self.streak == MAX_SKIPPED:
+                raise UserError(
+                    f'{MAX_SKIPPED} steps in a row had a loss, gradient or update that was not finite: lower the rate, '
+                    'clip gradients (optim.clip_norm) or compute in float32, and start again from the last checkpoint'
+                )
         return numbers
 
 
 class Feed:
     """The training batches, with the bad-file budget and the time spent waiting for data."""
 
-    def __init__(self, batches: Iterator[Sample], limit: float, files: str, bad_file: str) -> None:
-        """`limit` is the share of unreadable files tried above which training stops."""
-        self._batches, self._limit, self._files, self._bad_file = batches, limit, files, bad_file
+    def __init__(self, batches: Iterator[Sample], views: int, limit: float, files: str, bad_file: str) -> None:
+        """`views` is the recipe's; `limit` the share of unreadable files tried above which training stops."""
+        self._batches, self._views, self._limit, self._files, self._bad_file = batches, views, limit, files, bad_file
         self._tried = self._failed = 0
 
     def __call__(self, window: Window) -> Sample:
@@ -140,9 +157,9 @@ class Feed:
         batch = next(self._batches)
         window.wait += time.perf_counter() - start
         failed = int(batch.pop(SUBSTITUTED).sum())
-        rows = len(next(iter(batch.values())))
+        files = len(next(iter(batch.values()))) // self._views
         window.substituted += failed
-        self._failed, self._tried = self._failed + failed, self._tried + failed + rows
+        self._failed, self._tried = self._failed + failed, self._tried + failed + files
         if self._tried >= 100 and self._failed > self._limit * self._tried:
             raise UserError(
                 f'{self._failed} of {self._tried} files tried from {self._files} could not be read, more than '
@@ -151,29 +168,58 @@ class Feed:
         return batch
 
 
-def meta_data(config: ml_collections.ConfigDict, data: Data, step: int, batch: Batch) -> dict[str, Any]:
-    """The JSON that travels in a checkpoint."""
+def meta_data(
+    config: ml_collections.ConfigDict, task: Task, files: FileList, batch: Batch, before: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """The JSON that travels in a checkpoint, less what changes from step to step.
+
+    `before` is the meta of the checkpoint that the run is resumed from, which knows the origin of the weights: the
+    folders of earlier stages may be gone by then.
+    """
     plain = json.loads(json.dumps(config.to_dict()))
-    sources = _sources(plain)
+    if before is None:
+        paths = [p for p in (plain['init']['checkpoint'], *task.sources()) if p]
+        metas = [(path, checkpoints.read_meta(path)) for path in paths]
+        sources = [{'checkpoint': path, 'licence': m['licence'], 'sources': m['sources']} for path, m in metas]
+    else:
+        sources = before['sources']
     return {
         'schema_version': checkpoints.SCHEMA_VERSION,
         'config': plain,
-        'step': step,
-        'data_position': {'next_sample': step * plain['run']['global_batch']},
-        'class_names': list(data.read().class_names),
+        'class_names': list(files.class_names),
         'input_shape': list(batch['video'].shape[1:]),
+        'backbone': describe(task.backbone()),
         'sources': sources,
         'licence': 'see sources' if sources else 'trained from scratch by this run: yours, and that of your data',
     }
 
 
-def _sources(config: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Checkpoints that a run's weights come from, with what they say of their own origin."""
-    found = [config['init']['checkpoint']] if config['init'].get('checkpoint') else []
-    teachers = config['task'].get('teachers', {})
-    found += [t['checkpoint'] for t in teachers.values() if t['checkpoint'] != 'random']
-    metas = [(path, checkpoints.read_meta(path)) for path in found]
-    return [{'checkpoint': path, 'licence': m['licence'], 'sources': m['sources']} for path, m in metas]
+def check_same_config(before: Mapping[str, Any], config: ml_collections.ConfigDict, workdir: str) -> None:
+    """Refuses to resume a run as another one.
+
+    Raises:
+      UserError: a value differs that is not in FREE_ON_RESUME; the message names it.
+    """
+    old = _flat(before['config'])
+    new = _flat(json.loads(json.dumps(config.to_dict())))
+    changed = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
+    changed = [k for k in changed if not any(re.search(pattern, k) for pattern in FREE_ON_RESUME)]
+    if changed:
+        shown = '; '.join(f'{k} is {new.get(k)!r}, the run had {old.get(k)!r}' for k in changed[:3])
+        more = f' and {len(changed) - 3} more' if len(changed) > 3 else ''
+        raise UserError(
+            f'the run in {workdir} cannot be resumed with this config: {shown}{more}. Use the config that started it, '
+            'or a new workdir (init.checkpoint takes over its parameters)'
+        )
+
+
+def _flat(tree: Any, prefix: str = '') -> dict[str, Any]:
+    """A nested dict as {'a.b': value}."""
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    return {
+        k: v for name, child in tree.items() for k, v in _flat(child, f'{prefix}.{name}' if prefix else name).items()
+    }
 
 
 def start_state(
@@ -199,6 +245,7 @@ def start_state(
     state = train_state.create(task, optimizer, batch, run.seed, run.ema_decay > 0, mesh)
     init = configs.build(configs.Init, configs.section(config, 'init'), 'init')
     if init.checkpoint:
+        check_backbone(checkpoints.read_meta(init.checkpoint), task.backbone(), 'model', init.checkpoint)
         loaded = checkpoints.load_params(
             init.checkpoint,
             train_state.abstract_params(task, batch),
@@ -214,6 +261,32 @@ def start_state(
         ema = sharding.place_tree(params, mesh) if state.ema is not None else None
         state = state._replace(params=sharding.place_tree(params, mesh), ema=ema)
     return state
+
+
+def make_optimizer(
+    config: ml_collections.ConfigDict, run: configs.Run, task: Task, params: Any, records: int
+) -> optimizers.Optimizer:
+    """The optimizer of a config's `optim` section for a task's (abstract) parameters and a list of `records` files."""
+    return configs.build(
+        optimizers.make_optimizer,
+        configs.section(config, 'optim'),
+        'optim',
+        params,
+        task.layer_index,
+        run.global_batch,
+        run.schedule_steps(records),
+        run.steps_per_epoch(records),
+    )
+
+
+def make_evaluators(
+    config: ml_collections.ConfigDict, run: configs.Run, task: Task, mesh: Mesh, workdir: str
+) -> dict[str, SetEvaluator]:
+    """The evaluations that run during training."""
+    return {
+        name: SetEvaluator(task, eval_set(config, name), mesh, os.path.join(workdir, f'bad_videos_{name}.jsonl'))
+        for name in (run.eval_sets if run.eval_every else ())
+    }
 
 
 def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
@@ -235,15 +308,16 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     task: Task = configs.make_task(config)
     data: Data = configs.build(Data, configs.section(config, 'data'), 'data')
     files = data.read()
+    task.check_files(files)
     steps_per_epoch, steps = run.steps_per_epoch(len(files.records)), run.total_steps(len(files.records))
     sharding.check_batch_size(run.global_batch, run.accumulate, mesh, jax.process_count())
-    evaluators = {
-        name: SetEvaluator(task, eval_set(config, name), mesh, os.path.join(workdir, f'bad_videos_{name}.jsonl'))
-        for name in (run.eval_sets if run.eval_every else ())
-    }
+    evaluators = make_evaluators(config, run, task, mesh, workdir)
 
     with checkpoints.Checkpoints(workdir, run.keep) as saved:
         start = saved.latest() or 0
+        before = checkpoints.read_meta(workdir) if start else None
+        if before is not None:
+            check_same_config(before, config, workdir)
         if start >= steps:
             say(f'{workdir} is finished: step {start} of {steps}')
             return {}
@@ -259,51 +333,45 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
             process=jax.process_index(),
             processes=jax.process_count(),
         )
-        feed = Feed(batches, data.max_bad_fraction, files.path, bad_file)
+        feed = Feed(batches, data.make().views, data.max_bad_fraction, files.path, bad_file)
         window = Window()
         host = feed(window)
         task.check(host)
 
         params = train_state.abstract_params(task, host)
-        optimizer = configs.build(
-            optimizers.make_optimizer,
-            configs.section(config, 'optim'),
-            'optim',
-            params,
-            task.layer_index,
-            run.global_batch,
-            run.schedule_steps(len(files.records)),
-            steps_per_epoch,
-        )
+        optimizer = make_optimizer(config, run, task, params, len(files.records))
         state = start_state(config, run, task, optimizer, host, saved, mesh)
         frozen = sharding.place_tree(task.frozen(), mesh)
         step_function = compile_step(task, optimizer, run, state, mesh)
         say(sharding.describe(params, mesh))
         say(_batch_sum(run, mesh, len(files.records), steps))
-        meta = meta_data(config, data, start, host)
+        meta = meta_data(config, task, files, host, before)
 
         numbers: dict[str, float] = {}
         with MetricWriter(workdir, start) as writer, progress_bar(steps, start, 'step') as bar:
-            # The order matters: a checkpoint holds exactly the steps that the metrics before it describe.
+            # The order matters: a checkpoint comes last, so that all that its steps have to say is written when a
+            # resumed run starts after it, and a window of metrics never spans one.
             for step in range(start + 1, steps + 1):
+                last = step == steps
+                jax.block_until_ready(window.values[-1:])  # one step ahead, no more: what is waited for below is data
                 state, values = step_function(state, frozen, sharding.place_batch(host, mesh))
                 window.values.append(values)
                 window.records += len(host['video']) * jax.process_count()
-                if step < steps:
+                if not last:
                     host = feed(window)  # read while the devices compute
-                if step % run.log_every == 0 or step == steps:
+                if last or step % run.log_every == 0 or step % run.save_every == 0:
                     numbers = window.close()
-                    window = Window()
+                    window = Window(streak=window.streak)
                     writer.write(step, 'train', {'epoch': step / steps_per_epoch, **numbers})
                     _show(bar, step, steps, numbers)
-                if step % run.save_every == 0 or step == steps:
-                    saved.save(state, {**meta, 'step': step, 'data_position': {'next_sample': step * run.global_batch}})
-                if evaluators and (step % run.eval_every == 0 or step == steps):
+                if evaluators and (last or step % run.eval_every == 0):
                     for name, evaluator in evaluators.items():
                         found = evaluator(state.params, frozen)
                         writer.write(step, name, found)
                         say(f'step {step} {name}: {summary(found, None)}')
-                    window = Window()
+                    window.start = time.perf_counter()
+                if last or step % run.save_every == 0:
+                    saved.save(state, {**meta, 'step': step, 'data_position': {'next_sample': step * run.global_batch}})
                 bar.update(1)
         saved.wait()
     return numbers

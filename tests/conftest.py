@@ -13,6 +13,7 @@ from absl import flags
 
 jax.config.update('jax_num_cpu_devices', int(os.environ.get('MVDJAX_TEST_DEVICES', '8')))
 jax.config.update('jax_default_matmul_precision', 'highest')
+jax.config.update('jax_disable_most_optimizations', True)  # compiling is most of what these tests do
 jax.config.update('jax_numpy_rank_promotion', 'allow')
 flags.FLAGS.mark_as_parsed()  # Grain's worker processes read absl flags
 

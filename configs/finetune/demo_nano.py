@@ -1,8 +1,8 @@
 """Fine-tuning on the demo videos' motion or appearance labels: the rows of the quickstart's table.
 
-    mvdjax train --config=configs/finetune/demo_nano.py:motion --workdir=quickstart/mvd_motion \
-        --config.init.checkpoint=quickstart/student
-    mvdjax evaluate --config=configs/finetune/demo_nano.py:motion --checkpoint=quickstart/mvd_motion
+    mvdjax train --config=configs/finetune/demo_nano.py:motion --workdir=quickstart/runs/mvd_motion \
+        --config.init.checkpoint=quickstart/runs/student
+    mvdjax evaluate --config=configs/finetune/demo_nano.py:motion --checkpoint=quickstart/runs/mvd_motion
 
 Not a published recipe: a tiny model on tiny clips, so that it trains in minutes on 2 CPU cores. Every row of the
 table uses it unchanged; an empty init.checkpoint trains from scratch.
@@ -16,10 +16,14 @@ def get_config(arg: str = 'motion') -> ConfigDict:
     if not set(options) <= {'motion', 'appearance', 'debug'}:
         raise ValueError(f'unknown argument {arg!r}; there are motion, appearance and debug, joined by a comma')
     labels = 'appearance' if 'appearance' in options else 'motion'
-    clip = {'size': 48, 'length': 8, 'stride': 2}
+    clip = {'size': 40, 'length': 8, 'stride': 2}
     c = ConfigDict()
     c.task_name = 'classify'
-    c.task = {'model': {'variant': 'nano', 'patch': (2, 8, 8)}, 'num_classes': 8, 'label_smoothing': 0.1}
+    c.task = {
+        'model': {'variant': 'nano', 'patch': (2, 10, 10), 'pos_embed': 'sincos3d'},
+        'num_classes': 8,
+        'label_smoothing': 0.1,
+    }
     classes = f'quickstart/data/{labels}_classes.txt'
     c.data = {
         'files': f'quickstart/data/{labels}_train.txt',
@@ -32,13 +36,13 @@ def get_config(arg: str = 'motion') -> ConfigDict:
         name: {'data': {'files': f'quickstart/data/{labels}_{name}.txt', **views}, 'batch': 16}
         for name in ('val', 'test')
     }
-    c.optim = {'peak_rate': 1e-3, 'end_rate': 1e-6, 'warmup_epochs': 2.0, 'layer_decay': 0.75}
+    c.optim = {'peak_rate': 1e-3, 'end_rate': 1e-5, 'warmup_epochs': 1.0}
     c.init = {
         'checkpoint': '',
         'allow_fresh': ('^fc_norm/', '^head/'),
         'allow_unused': ('^backbone/norm/', '^decoders_'),
     }
-    c.run = {'global_batch': 16, 'epochs': 40}
+    c.run = {'global_batch': 16, 'epochs': 12.0}
     c.mesh = {}
     if 'debug' in options:
         c.run = {'global_batch': 8, 'steps': 2, 'log_every': 1}

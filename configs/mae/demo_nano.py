@@ -1,6 +1,6 @@
 """MAE (arXiv 2111.06377) on the demo images: the quickstart's image teacher.
 
-    mvdjax train --config=configs/mae/demo_nano.py --workdir=quickstart/image_teacher
+    mvdjax train --config=configs/mae/demo_nano.py --workdir=quickstart/runs/image_teacher
 
 Not a published recipe: a tiny model on tiny images, so that it trains in minutes on 2 CPU cores.
 """
@@ -12,7 +12,7 @@ def get_config(arg: str = '') -> ConfigDict:
     if arg not in ('', 'debug'):
         raise ValueError(f'unknown argument {arg!r}; there is only debug')
     debug = arg == 'debug'
-    patch, mask = (1, 8, 8), {'kind': 'random', 'ratio': 0.75}
+    patch, mask = (1, 10, 10), {'kind': 'random', 'ratio': 0.6}
     c = ConfigDict()
     c.task_name = 'mae'
     c.task = {
@@ -31,12 +31,12 @@ def get_config(arg: str = '') -> ConfigDict:
     c.data = {
         'files': 'quickstart/data/images.txt',
         'recipe': 'images',
-        'options': {'size': 48, 'patch': patch, 'mask': mask},
+        'options': {'size': 40, 'patch': patch, 'mask': mask, 'scale': (0.4, 1.0)},
     }
     c.evals = {}
-    c.optim = {'peak_rate': 1e-3, 'end_rate': 1e-5, 'warmup_epochs': 2.0, 'betas': (0.9, 0.95)}
+    c.optim = {'peak_rate': 2e-3, 'end_rate': 2e-5, 'warmup_epochs': 10.0, 'betas': (0.9, 0.95)}
     c.init = {}
-    c.run = {'global_batch': 64, 'epochs': 40}
+    c.run = {'global_batch': 64, 'epochs': 100.0, 'log_every': 250}
     c.mesh = {}
     if debug:
         c.run = {'global_batch': 8, 'steps': 2, 'log_every': 1}

@@ -73,7 +73,7 @@ class Data:
       num_classes: labels must be below it; None takes the class names' number.
       workers: decoding processes; 0 decodes in threads of this one.
       threads: decoding threads of this process or of each worker.
-      prefetch: batches held ready (per worker).
+      prefetch: batches held ready, over all workers.
       max_bad_fraction: training stops when more than this share of the files tried could not be read.
     """
 
@@ -118,19 +118,24 @@ class BadFiles:
             return
         self._seen.add(record.path)
         line = json.dumps({'path': record.path, 'line': record.line, 'reason': error.reason}) + '\n'
-        with open(self._path, 'a', encoding='utf-8') as file:
+        with open(self._path, 'a+', encoding='utf-8') as file:
             with contextlib.suppress(OSError):  # a file system without locks: a file may be listed twice
                 fcntl.flock(file, fcntl.LOCK_EX)
             if record.path not in {entry['path'] for entry in read_bad_files(self._path)}:
-                file.write(line)
+                file.seek(0)
+                text = file.read()  # a kill may have cut the last line short
+                file.write(line if not text or text.endswith('\n') else '\n' + line)
 
 
 def read_bad_files(path: str) -> list[dict[str, Any]]:
     """The entries of a `bad_videos.jsonl`, one per file; none if there is no such file."""
     if not os.path.exists(path):
         return []
+    entries = []
     with open(path, encoding='utf-8') as file:
-        entries = [json.loads(line) for line in file if line.strip()]
+        for line in file:
+            with contextlib.suppress(json.JSONDecodeError):  # a line that a kill cut short
+                entries.append(json.loads(line))
     return list({entry['path']: entry for entry in entries}.values())
 
 
@@ -218,18 +223,21 @@ def start_worker(index: int, count: int) -> None:
 
 
 def _iterate(samples: Any, numbers: Any, batch: int, data: Data, flatten: bool) -> Iterator[Sample]:
-    dataset = grain.MapDataset.source(numbers).map(lambda n: int(n)).map(samples).batch(batch)
-    if flatten:
-        dataset = dataset.map(_flatten_views)
-    options = grain.ReadOptions(num_threads=data.threads, prefetch_buffer_size=max(data.threads, data.prefetch))
-    iterable = dataset.to_iter_dataset(options)
+    # Threads and workers make single samples, batched afterwards in this process: a batch is ready as soon as its
+    # samples are, the memory held is `prefetch` batches in all, and the order does not depend on who made what.
+    ahead = -(-data.prefetch * batch // max(1, data.workers))
+    options = grain.ReadOptions(num_threads=data.threads, prefetch_buffer_size=max(data.threads, ahead))
+    iterable = grain.MapDataset.source(numbers).map(lambda n: int(n)).map(samples).to_iter_dataset(options)
     if data.workers:
         if not flags.FLAGS.is_parsed():  # Grain's worker start-up reads absl flags
             flags.FLAGS.mark_as_parsed()
         iterable = iterable.mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=data.workers, per_worker_buffer_size=data.prefetch),
+            grain.MultiprocessingOptions(num_workers=data.workers, per_worker_buffer_size=ahead),
             worker_init_fn=start_worker,
         )
+    iterable = iterable.batch(batch)
+    if flatten:
+        iterable = iterable.map(_flatten_views)
     return _explained(iter(iterable))
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mvdjax import keywords
+from mvdjax.data.sources import FileList
 from mvdjax.errors import UserError
 from mvdjax.metrics import Metrics
 from mvdjax.models.embed import Grid, token_grid
@@ -43,6 +44,15 @@ class Task(Protocol):
 
     def check(self, batch: Batch) -> None:
         """Host-side check of a NumPy batch against the task. Raises UserError."""
+
+    def check_files(self, files: FileList) -> None:
+        """Check of a whole list against the task, before anything is read. Raises UserError."""
+
+    def backbone(self) -> ViT:
+        """The encoder that a later stage takes over."""
+
+    def sources(self) -> list[str]:
+        """Checkpoints that `frozen` reads."""
 
     def frozen(self) -> Any:
         """What the loss needs but never trains or saves (teachers): read once, placed once."""
@@ -100,6 +110,32 @@ def build_decoder(config: Mapping[str, Any], **fixed: Any) -> Decoder:
       UserError: a key that `Decoder` does not have.
     """
     return _build(Decoder, dict(config), fixed)
+
+
+def describe(vit: ViT) -> dict[str, Any]:
+    """What decides what a ViT's weights mean, beyond their shapes: it travels in a checkpoint's meta."""
+    return {
+        'patch': list(vit.patch),
+        'pos_embed': vit.pos_embed,
+        'cls_token': vit.cls_token,
+        'qkv_bias': vit.qkv_bias,
+        'heads': vit.heads,
+    }
+
+
+def check_backbone(meta: Mapping[str, Any], vit: ViT, what: str, path: str) -> None:
+    """Raises UserError if weights would be read with another meaning than they were trained with.
+
+    Args:
+      meta: of the checkpoint the weights come from.
+      vit: the model they go to.
+      what: its name for the message.
+      path: of the checkpoint.
+    """
+    theirs, mine = meta['backbone'], describe(vit)
+    wrong = [f'{key} {theirs[key]!r} (here {mine[key]!r})' for key in mine if theirs[key] != mine[key]]
+    if wrong:
+        raise UserError(f'{path} was trained with {", ".join(wrong)}: give the {what} section the same')
 
 
 def vit_layer_index(path: str, depth: int) -> int | np.ndarray:

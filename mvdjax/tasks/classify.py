@@ -6,13 +6,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from mvdjax import keywords, losses
+from mvdjax.data.sources import FileList
 from mvdjax.errors import UserError
 from mvdjax.evaluation.multiview import TopK
 from mvdjax.metrics import Metrics, weighted
-from mvdjax.models.vit import Classifier
+from mvdjax.models.vit import Classifier, ViT
 from mvdjax.tasks.base import Batch, build_vit, normalize, vit_layer_index
 from mvdjax.tasks.mixup import Mix, mix
 
@@ -78,17 +78,32 @@ class Task:
         return Classifier(backbone, self.num_classes, self.dropout, self.head_scale)
 
     def check(self, batch: Batch) -> None:
-        """Labels within the classes."""
-        labels = np.asarray(batch['label'])
-        if labels.min() < 0 or labels.max() >= self.num_classes:
-            raise UserError(
-                f'labels run from {labels.min()} to {labels.max()}, but task.num_classes is {self.num_classes}'
-            )
+        """Nothing: `check_files` has seen every label."""
 
     def init(self, rng: jax.Array, batch: Batch) -> Any:
         """Fresh parameters, for training batches or for evaluation batches with an axis of views."""
         video = batch['video'][:, 0] if batch['video'].ndim == 6 else batch['video']
         return self.classifier().init(rng, normalize(video))['params']
+
+    def check_files(self, files: FileList) -> None:
+        """Every label below `num_classes`, and a name for each class if there are names."""
+        for record in files.records:
+            if record.label >= self.num_classes:
+                raise UserError(
+                    f'{files.path}:{record.line}: label {record.label}, but task.num_classes is {self.num_classes}'
+                )
+        if files.class_names and len(files.class_names) != self.num_classes:
+            raise UserError(
+                f'{files.path} has {len(files.class_names)} class names, task.num_classes is {self.num_classes}'
+            )
+
+    def backbone(self) -> ViT:
+        """The encoder."""
+        return self.classifier().backbone
+
+    def sources(self) -> list[str]:
+        """None."""
+        return []
 
     def frozen(self) -> dict[str, Any]:
         """Nothing."""

@@ -13,11 +13,13 @@ import jax.numpy as jnp
 
 from mvdjax import losses
 from mvdjax.data.masks import num_masked
+from mvdjax.data.sources import FileList
 from mvdjax.errors import UserError
 from mvdjax.evaluation.means import Means
 from mvdjax.metrics import Metrics, weighted
 from mvdjax.models.embed import patchify, token_grid
 from mvdjax.models.masked_vit import Decoder, MaskedViT
+from mvdjax.models.vit import ViT
 from mvdjax.tasks.base import Batch, build_decoder, build_vit, check_mask, normalize, vit_layer_index
 
 TARGETS = ('mae', 'mae_raw', 'videomae', 'videomae_raw')
@@ -69,6 +71,17 @@ class Task:
         """Fresh parameters."""
         video = normalize(batch['video'])
         return self.model(video.shape[-1]).init(rng, video, batch['mask'], self.num_masked(video.shape))['params']
+
+    def check_files(self, files: FileList) -> None:
+        """Any list will do: labels are not used."""
+
+    def backbone(self) -> ViT:
+        """The encoder."""
+        return build_vit(self.encoder)
+
+    def sources(self) -> list[str]:
+        """None."""
+        return []
 
     def frozen(self) -> dict[str, Any]:
         """Nothing."""

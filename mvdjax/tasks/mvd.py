@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from mvdjax import checkpoints, keywords, losses
 from mvdjax.console import say
 from mvdjax.data.masks import num_masked
+from mvdjax.data.sources import FileList
 from mvdjax.errors import UserError
 from mvdjax.evaluation.means import Means
 from mvdjax.metrics import Metrics, weighted
@@ -17,7 +18,7 @@ from mvdjax.models.embed import token_grid
 from mvdjax.models.masked_vit import MaskedViT
 from mvdjax.models.vit import ViT
 from mvdjax.rng import named_key
-from mvdjax.tasks.base import Batch, build_decoder, build_vit, check_mask, normalize, vit_layer_index
+from mvdjax.tasks.base import Batch, build_decoder, build_vit, check_backbone, check_mask, normalize, vit_layer_index
 
 TEACHERS = ('image', 'video')
 
@@ -59,6 +60,7 @@ class Teacher:
         if self.checkpoint == 'random':
             return jax.jit(vit.init)(named_key(0, f'teacher_{name}'), video)['params']
         expected = jax.eval_shape(vit.init, jax.random.key(0), video)['params']
+        check_backbone(checkpoints.read_meta(self.checkpoint), vit, f'{name} teacher', self.checkpoint)
         loaded = checkpoints.load_params(
             self.checkpoint, expected, f'{name} teacher', subtree='backbone', allow_unused=('^norm/',)
         )
@@ -139,6 +141,17 @@ class Task:
         """Fresh student parameters."""
         video = normalize(batch['video'])
         return self.model().init(rng, video, batch['mask'], self.num_masked(video.shape))['params']
+
+    def check_files(self, files: FileList) -> None:
+        """Any list will do: labels are not used."""
+
+    def backbone(self) -> ViT:
+        """The encoder."""
+        return build_vit(self.student)
+
+    def sources(self) -> list[str]:
+        """The teachers."""
+        return [t.checkpoint for t in self._teachers().values() if t.checkpoint != 'random']
 
     def frozen(self) -> dict[str, Any]:
         """The teachers' parameters."""

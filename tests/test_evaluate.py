@@ -1,0 +1,86 @@
+"""Evaluation: nothing replaced, nothing counted twice, the same numbers for any batch and device count."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import small_runs
+
+from mvdjax.errors import UserError
+from mvdjax.evaluate import evaluate
+from mvdjax.evaluation.multiview import TopK
+from mvdjax.train import train
+
+
+@pytest.fixture(scope='module')
+def classifier(demo_data, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp('classifier')
+    train(small_runs.load('finetune', demo_data, 'run.steps=3', 'run.ema_decay=0.5'), str(workdir))
+    return workdir
+
+
+def score(demo_data, classifier, output, *overrides, ema=False):
+    config = small_runs.load('finetune', demo_data, *overrides)
+    return evaluate(config, str(classifier), str(output), 'test', ema)
+
+
+def test_batch_and_devices_change_nothing(demo_data, classifier, tmp_path):
+    results = [
+        score(demo_data, classifier, tmp_path / str(i), *overrides)
+        for i, overrides in enumerate(
+            [('evals.test.batch=16',), ('evals.test.batch=3', 'mesh.devices=1'), ('evals.test.batch=5',)]
+        )
+    ]
+    numbers = [{k: r[k] for k in ('top1', 'top5', 'scored', 'videos')} for r in results]
+    assert numbers[0] == numbers[1] == numbers[2]
+    assert numbers[0]['scored'] == numbers[0]['videos'] == 16
+    assert json.loads((tmp_path / '0' / 'results.json').read_text())['top1'] == numbers[0]['top1']
+
+
+def test_an_undecodable_video_is_left_out_and_named(demo_data, classifier, tmp_path):
+    copy = tmp_path / 'data'
+    shutil.copytree(demo_data, copy)
+    lines = (copy / 'motion_test.txt').read_text().splitlines()
+    broken = copy / lines[2].split()[0]
+    broken.write_bytes(b'not a video')
+    result = score(copy, classifier, tmp_path / 'out')
+    assert (result['scored'], result['videos']) == (15, 16)
+    assert [b['path'] for b in result['undecodable']] == [str(broken)]
+    assert result['undecodable'][0]['line'] == 3
+
+
+def test_the_average_is_another_set_of_weights(demo_data, classifier, tmp_path):
+    assert score(demo_data, classifier, tmp_path, ema=True)['scored'] == 16
+
+
+def test_unknown_set_and_missing_checkpoint(demo_data, classifier, tmp_path):
+    config = small_runs.load('finetune', demo_data)
+    with pytest.raises(UserError, match=r"no set 'tset'; it has test, val"):
+        evaluate(config, str(classifier), str(tmp_path), 'tset', False)
+    with pytest.raises(UserError, match='no checkpoint in'):
+        evaluate(config, str(tmp_path / 'nothing'), str(tmp_path / 'nothing'), 'test', False)
+    assert not (tmp_path / 'nothing').exists()
+
+
+def test_evaluation_during_training_is_logged(demo_data, tmp_path):
+    from mvdjax.metric_writer import read_metrics
+
+    config = small_runs.load('finetune', demo_data, 'run.steps=4', 'run.eval_every=2', "run.eval_sets=('val',)")
+    train(config, str(tmp_path))
+    scored = {r['step']: r['scored'] for r in read_metrics(str(tmp_path)) if r['kind'] == 'val'}
+    assert scored == {2: 8, 4: 8}
+
+
+def test_top_k_counts_ranks_and_skips_invalid_rows():
+    probability = np.array([[0.5, 0.3, 0.2], [0.2, 0.3, 0.5], [0.1, 0.8, 0.1], [0.4, 0.4, 0.2]])
+    counter = TopK((1, 2))
+    counter.update(
+        {'probability': probability},
+        {'label': np.array([0, 1, 0, 1]), 'valid': np.array([True, True, False, True]), 'index': np.arange(4)},
+    )
+    result = counter.result()
+    assert result['top1'] == pytest.approx(100 / 3)  # ties go to the lower class
+    assert result['top2'] == pytest.approx(100)
+    assert np.isnan(TopK().result()['top1'])
+    assert sorted(counter.probabilities()) == [0, 1, 3]

@@ -1,0 +1,78 @@
+"""The quickstart: its graph of commands, and the runner on a small one."""
+
+import json
+
+import pytest
+import small_runs
+
+from mvdjax import config as configs
+from mvdjax import quickstart
+from mvdjax.errors import UserError
+
+
+def test_every_command_of_the_graph_fits_its_config(monkeypatch):
+    monkeypatch.chdir(small_runs.CONFIGS.parent)
+    seen = set()
+    for job in quickstart.make_jobs('out', seed=3):
+        assert set(job.needs) <= seen
+        seen.add(job.name)
+        for command in job.commands:
+            if command[0] in ('train', 'evaluate'):
+                spec = command[1].removeprefix('--config=')
+                config = configs.load(spec, [c for c in command if c.startswith('--config.')])
+                assert config.run.seed == 3
+    assert {f'{row}_{labels}' for row in ('scratch', 'videomae', 'mvd') for labels in ('motion', 'appearance')} < seen
+
+
+def test_all_rows_share_one_recipe():
+    commands = {j.name: j.commands[0] for j in quickstart.make_jobs('out', seed=0)}
+    for labels in quickstart.LABELS:
+        recipes = {
+            tuple(c for c in commands[f'{row}_{labels}'] if 'init.checkpoint' not in c and 'workdir' not in c)
+            for row in quickstart.ROWS
+        }
+        assert len(recipes) == 1
+
+
+def test_runner_runs_in_order_remembers_and_stops_at_a_failure(tmp_path, capsys):
+    data = str(tmp_path / 'data')
+    sizes = [f'--{name}={n}' for name, n in (('pretrain', 16), ('labelled', 8), ('val', 8), ('test', 8), ('images', 8))]
+    spec, overrides = small_runs.arguments('mae', tmp_path / 'data', 'run.steps=1', 'optim.warmup_epochs=0')
+    train = ('train', f'--config={spec}', *overrides, f'--workdir={tmp_path}/run')
+    jobs = [
+        quickstart.Job('data', (), (('data', 'demo', f'--output={data}', '--workers=1', *sizes),)),
+        quickstart.Job('teacher', ('data',), (train,)),
+    ]
+    runner = quickstart.Runner(str(tmp_path))
+    runner.run(jobs)
+    assert (tmp_path / 'run' / 'metrics.jsonl').exists()
+    assert runner.peak_rss > 50 * 2**20
+    assert sorted(json.loads((tmp_path / 'done.json').read_text())) == ['data', 'teacher']
+    capsys.readouterr()
+
+    bad = quickstart.Job('bad', ('teacher',), (('train', '--config=missing.py', f'--workdir={tmp_path}/bad'),))
+    after = quickstart.Job('after', ('bad',), (('train', '--config=missing.py', f'--workdir={tmp_path}/bad'),))
+    with pytest.raises(UserError, match=r'\[bad\] failed: error: config file missing.py does not exist; .*bad\.log'):
+        quickstart.Runner(str(tmp_path)).run([*jobs, bad, after])
+    out = capsys.readouterr().out
+    assert '[data] done before' in out
+    assert '[teacher] done before' in out
+    assert '[after]' not in out
+
+
+def test_table_and_summary(tmp_path, monkeypatch, capsys):
+    for row in quickstart.ROWS:
+        for labels in quickstart.LABELS:
+            folder = tmp_path / 'runs' / f'{row}_{labels}'
+            folder.mkdir(parents=True)
+            (folder / 'results.json').write_text(json.dumps({'top1': 10.0 + len(row) + len(labels)}))
+    monkeypatch.setattr(quickstart.Runner, 'run', lambda self, jobs: None)
+    assert quickstart.main([f'--output={tmp_path}', '--started=0']) == 0
+    summary = json.loads((tmp_path / 'summary.json').read_text())
+    assert [r['name'] for r in summary['rows']] == ['scratch', 'videomae', 'mvd']
+    assert summary['rows'][0] == {'name': 'scratch', 'motion': 23.0, 'appearance': 27.0}
+    assert summary['chance'] == {'motion': 12.5, 'appearance': 12.5}
+    assert summary['seconds'] > 0
+    out = capsys.readouterr().out
+    assert 'trained from scratch' in out
+    assert '23.0' in out
