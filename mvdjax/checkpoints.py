@@ -200,7 +200,6 @@ class Loaded:
     """Parameters in the target's structure (abstract where fresh), and the table of what happened to each tensor."""
 
     params: Any
-    fresh: tuple[str, ...]
     table: str
 
 
@@ -232,6 +231,13 @@ def load_params(
     if subtree:
         source = {k.removeprefix(subtree + '/'): v for k, v in source.items() if k.startswith(subtree + '/')}
     target = trees.flatten(expected)
+    # A leaf of another shape that may be fresh anyway (a head for other classes) is left out, and shown as both.
+    replaced = [
+        k
+        for k, v in target.items()
+        if k in source and source[k].shape != tuple(v.shape) and any(re.search(p, k) for p in allow_fresh)
+    ]
+    dropped = {k: source.pop(k) for k in replaced}
     wrong = [
         f'{k} is {tuple(source[k].shape)}, expected {tuple(v.shape)}'
         for k, v in target.items()
@@ -254,7 +260,8 @@ def load_params(
             )
     dtypes = {k: np.asarray(source[k], v.dtype) for k, v in target.items() if k in source}
     flat = {k: dtypes.get(k, v) for k, v in target.items()}
-    return Loaded(trees.unflatten(flat), tuple(fresh), _table(path, what, target, fresh, unused, source))
+    table = _table(path, what, target, fresh, [*unused, *dropped], {**source, **dropped})
+    return Loaded(trees.unflatten(flat), table)
 
 
 def _table(

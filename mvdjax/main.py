@@ -69,6 +69,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         return _fail(args, f'error: {error.strerror or error} ({error.filename or "no file named"})')
     except RuntimeError as error:
+        if 'RESOURCE_EXHAUSTED' in str(error):
+            return _fail(
+                args,
+                'error: the device is out of memory; lower run.global_batch, raise run.accumulate, or set remat=full '
+                'in the model section of the config',
+            )
         if 'Unable to initialize backend' not in str(error):
             raise
         return _fail(args, f'error: {error}. Unset JAX_PLATFORMS, or install the extra for this device (cuda, tpu)')

@@ -21,11 +21,6 @@ def scalar(value: jax.Array) -> Metric:
     return jnp.asarray(value, jnp.float32), jnp.ones((), jnp.float32)
 
 
-def add(total: Metrics, more: Metrics) -> Metrics:
-    """Adds two sets of metrics with the same names."""
-    return {name: (s + more[name][0], c + more[name][1]) for name, (s, c) in total.items()}
-
-
 def means(metrics: Mapping[str, tuple[float, float]]) -> dict[str, float]:
     """(sum, count) -> mean; NaN where nothing was counted."""
     return {name: float(s) / float(c) if float(c) else float('nan') for name, (s, c) in metrics.items()}

@@ -132,7 +132,8 @@ def describe(tree: Any, mesh: Mesh) -> str:
         entry[1] += math.prod(leaf.shape)
         entry[2] += math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
     sizes = ' '.join(f'{axis}={mesh.shape[axis]}' for axis in AXES)
-    lines = [f'mesh {sizes}: {mesh.size} {mesh.devices.flat[0].platform} devices']
+    platform = mesh.devices.flat[0].platform
+    lines = [f'{trees.count(tree) / 1e6:.2f} M parameters on mesh {sizes}: {mesh.size} {platform} devices']
     for spec, (leaves, values, size) in sorted(groups.items()):
         lines.append(f'  {spec}: {leaves} parameters, {values / 1e6:.2f} M values, {size / 2**20:.1f} MiB per device')
     return '\n'.join(lines)

@@ -22,10 +22,10 @@ MVD = str(ROOT / 'configs/mvd/demo_nano.py')
 
 
 def write_checkpoint(workdir, spec, *overrides):
-    """An untrained checkpoint of a config's model, for 8 frames of 48 x 48: zeros, but whole."""
+    """An untrained checkpoint of a config's model, for 8 frames of 40 x 40: zeros, but whole."""
     config = configs.load(spec, overrides)
     task = configs.make_task(config)
-    batch = {'video': np.zeros((1, 8, 48, 48, 3), np.uint8)}
+    batch = {'video': np.zeros((1, 8, 40, 40, 3), np.uint8)}
     params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(task.init, jax.random.key(0), batch))
     meta = {
         'schema_version': checkpoints.SCHEMA_VERSION,
@@ -156,7 +156,7 @@ def test_bad_class_files_and_labels_beyond_the_model(train_error, tmp_path):
     (tmp_path / 'classes.txt').write_text('a\nb\na\n')
     assert 'classes.txt:3:' in train_error(f'data.class_file={tmp_path}/classes.txt')
     error = train_error('data.class_file=', 'task.num_classes=2')
-    assert re.search(r'labels run from \d to [2-7], but task\.num_classes is 2', error)
+    assert re.search(r'motion_train\.txt:\d+: label [2-7], but task\.num_classes is 2', error)
 
 
 @pytest.mark.parametrize('kind', ['truncated', 'empty', 'text', 'missing'])

@@ -21,7 +21,8 @@ from mvdjax import config as configs
 from mvdjax.data.pipeline import BadFiles, Data, train_batches
 from mvdjax.errors import UserError
 from mvdjax.metric_writer import read_metrics
-from mvdjax.train import Window, compile_step, train
+from mvdjax.train import compile_step, train
+from mvdjax.window import Window
 
 
 def first_batch(config):
@@ -131,11 +132,21 @@ def test_bfloat16_computes_close_and_keeps_float32_state(demo_data):
     np.testing.assert_allclose(half[1]['loss'][0], exact[1]['loss'][0], rtol=2e-2)
 
 
+def start(demo_data, workdir):
+    """`mvdjax train` in a process of its own, as a user starts it."""
+    spec, overrides = small_runs.arguments('videomae', demo_data, *LONG)
+    command = [sys.executable, '-m', 'mvdjax', 'train', f'--config={spec}', f'--workdir={workdir}', *overrides]
+    environment = {**os.environ, 'PYTHONPATH': str(Path(__file__).parent.parent)}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
 @pytest.fixture(scope='module')
 def undisturbed(demo_data, tmp_path_factory):
     """A finished run of 24 steps."""
     workdir = tmp_path_factory.mktemp('undisturbed')
-    train(small_runs.load('videomae', demo_data, *LONG), str(workdir))
+    with start(demo_data, workdir) as process:
+        _, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors.decode()
     return workdir
 
 
@@ -153,17 +164,8 @@ def assert_same_end(workdir, reference):
 
 
 def test_a_run_killed_at_a_random_step_ends_as_one_left_alone(demo_data, undisturbed, tmp_path):
-    spec, overrides = small_runs.arguments('videomae', demo_data, *LONG)
-    environment = {  # the same machine as this process: the number of devices and threads decides the order of sums
-        **os.environ,
-        'JAX_DEFAULT_MATMUL_PRECISION': 'highest',
-        'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
-        'JAX_NUM_CPU_DEVICES': str(jax.device_count()),
-        'PYTHONPATH': str(Path(__file__).parent.parent),
-    }
     kill_after = random.SystemRandom().randint(2, 18)
-    command = [sys.executable, '-m', 'mvdjax', 'train', f'--config={spec}', f'--workdir={tmp_path}', *overrides]
-    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+    with start(demo_data, tmp_path) as process:
         deadline = time.time() + 240
         while len(read_metrics(str(tmp_path))) < kill_after:
             assert process.poll() is None, process.stderr.read().decode()
@@ -171,7 +173,9 @@ def test_a_run_killed_at_a_random_step_ends_as_one_left_alone(demo_data, undistu
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
     assert len(read_metrics(str(tmp_path))) < 24, f'it finished before the kill at {kill_after}'
-    train(small_runs.load('videomae', demo_data, *LONG), str(tmp_path))
+    with start(demo_data, tmp_path) as process:
+        _, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors.decode()
     assert_same_end(tmp_path, undisturbed)
 
 

@@ -42,7 +42,7 @@ def get_config(arg: str = 'motion') -> ConfigDict:
         'allow_fresh': ('^fc_norm/', '^head/'),
         'allow_unused': ('^backbone/norm/', '^decoders_'),
     }
-    c.run = {'global_batch': 16, 'epochs': 12.0}
+    c.run = {'global_batch': 16, 'epochs': 16.0}
     c.mesh = {}
     if 'debug' in options:
         c.run = {'global_batch': 8, 'steps': 2, 'log_every': 1}

@@ -119,7 +119,6 @@ def describe(vit: ViT) -> dict[str, Any]:
         'pos_embed': vit.pos_embed,
         'cls_token': vit.cls_token,
         'qkv_bias': vit.qkv_bias,
-        'heads': vit.heads,
     }
 
 

@@ -50,7 +50,10 @@ def save_random(workdir: Path, spec: str, overrides: list[str]) -> Path:
     shapes = abstract_params(task, batch)
     params = jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.05, x.shape), jnp.float32), shapes)
     with Checkpoints(str(workdir), 1) as saved:
-        saved.save(TrainState(jnp.int32(2), jnp.int32(0), params, {}, None), meta_data(config, settings, 2, batch))
+        saved.save(
+            TrainState(jnp.int32(2), jnp.int32(0), params, {}, None),
+            {**meta_data(config, task, settings.read(), batch, None), 'step': 2},
+        )
     with MetricWriter(str(workdir), 0) as writer:
         writer.write(2, 'train', {'epoch': 2.0, 'loss': 1.0, 'learning_rate': 1e-3})
     return workdir

@@ -122,7 +122,7 @@ def test_evaluation_of_broken_files_only_is_an_error(tmp_path):
 def test_more_broken_files_than_allowed_stop_the_run(mixed, tmp_path):
     def feed(limit):
         bad = tmp_path / 'bad.jsonl'
-        feed = Feed(iter(train(mixed, bad, steps=40)), limit, str(mixed), str(bad))
+        feed = Feed(iter(train(mixed, bad, steps=40)), 1, limit, str(mixed), str(bad))
         window = Window()
         for _ in range(40):
             assert SUBSTITUTED not in feed(window)
