@@ -63,6 +63,8 @@ class SetEvaluator:
         self._data = spec.make_data()
         self._files = self._data.read()
         task.check_files(self._files)
+        if self._data.make().views != 1:
+            raise UserError('an evaluation set takes one sample of each file: set views to 1 in its data options')
         rows = mesh.shape['data'] * mesh.shape['fsdp']
         self._batch = -(-spec.batch // rows) * rows  # padded rows are masked, so rounding up costs nothing but time
         self._empty = empty_sample(self._data, self._files)

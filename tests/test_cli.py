@@ -14,6 +14,7 @@ import pytest
 from mvdjax import checkpoints
 from mvdjax import config as configs
 from mvdjax import main as cli
+from mvdjax.tasks.base import describe
 from mvdjax.train_state import TrainState
 
 ROOT = Path(__file__).parent.parent
@@ -31,6 +32,7 @@ def write_checkpoint(workdir, spec, *overrides):
         'schema_version': checkpoints.SCHEMA_VERSION,
         'config': json.loads(json.dumps(config.to_dict())),
         'class_names': [],
+        'backbone': describe(task.backbone()),
         'sources': [],
         'licence': '',
     }
@@ -241,7 +243,7 @@ def test_a_workdir_of_another_model(classifier, demo_data, tmp_path):
     code, _, error = process('train', f'--config={FINETUNE}:debug', f'--workdir={workdir}', *lists)
     assert code == 1
     (error,) = (line for line in error.splitlines() if line.startswith('error: '))
-    assert re.search(r'step 1 in .*copy.* cannot be resumed with this config.*restore the config that wrote it', error)
+    assert re.search(r'the run in .*copy cannot be resumed with this config: .* the run had .* or a new workdir', error)
 
 
 def test_an_unknown_evaluation_set(capsys, classifier, tmp_path):

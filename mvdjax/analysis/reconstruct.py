@@ -89,6 +89,8 @@ def read_samples(run: TrainedRun) -> MaskedSamples:
             f'its data list {data.files} is not there, seen from {os.getcwd()}: start the report in the folder that '
             'the run was started in'
         )
+    if 'views' in data.options:  # one clip of a video is enough for a picture
+        data = dataclasses.replace(data, options={**data.options, 'views': 1})
     samples = TrainSamples(data.read(), data.make(), SAMPLE_SEED, BadFiles(None))
     drawn = [samples(0)]
     if drawn[0]['video'].shape[0] == 1:

@@ -45,7 +45,8 @@ def save_random(workdir: Path, spec: str, overrides: list[str]) -> Path:
     config = configs.load(f'{CONFIGS}/{spec}', overrides)
     task, settings = configs.make_task(config), Data(**configs.section(config, 'data'))
     sample = settings.make()(settings.read().records[0], np.random.default_rng(0))
-    batch = {name: value[None] for name, value in sample.items()}
+    one = sample if settings.make().views > 1 else {name: value[None] for name, value in sample.items()}
+    batch = {name: value[:1] for name, value in one.items()}
     rng = np.random.default_rng(0)
     shapes = abstract_params(task, batch)
     params = jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.05, x.shape), jnp.float32), shapes)
