@@ -234,7 +234,8 @@ def test_a_checkpoint_of_another_size(capsys, train_error, classifier, demo_data
     evaluated = [f'--config.evals.test.data.{k}={demo_data}/motion_{v}.txt' for k, v in SETS]
     argv = ['evaluate', f'--config={FINETUNE}', f'--checkpoint={classifier}', f'--output={tmp_path}']
     assert re.search(message, error_of(capsys, *argv, *evaluated))
-    assert re.search(message, train_error(f'init.checkpoint={classifier}', 'task.num_classes=9', 'data.class_file='))
+    nine = (f'init.checkpoint={classifier}', 'task.num_classes=9', 'data.class_file=', 'init.allow_fresh=()')
+    assert re.search(message, train_error(*nine))
 
 
 def test_a_workdir_of_another_model(classifier, demo_data, tmp_path):
