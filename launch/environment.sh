@@ -25,7 +25,7 @@ make_environment() {
   fi
   stamp=".venv/installed-${extra:-core}"
   if ! cmp -s setup.py "$stamp"; then
-    echo "== installing mvdjax${extra:+ with the extra '$extra'}"
+    echo "== installing mvdjax${extra:+ with the extra $extra}"
     .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".${extra:+[$extra]}"
     cp setup.py "$stamp"
   fi
