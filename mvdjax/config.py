@@ -268,8 +268,6 @@ def _override(config: ml_collections.ConfigDict, text: str) -> None:
         raise UserError(f'{text!r} is not an override; write --config.section.key=value')
     *parents, key = name.split('.')
     node: Any = config
-    if parents[:1] == ['task'] and len(parents) > 1:
-        _open_key(config, parents, key)
     for i, parent in enumerate([*parents, key]):
         if not isinstance(node, ml_collections.ConfigDict) or parent not in node:
             known = list(node) if isinstance(node, ml_collections.ConfigDict) else []
@@ -281,20 +279,6 @@ def _override(config: ml_collections.ConfigDict, text: str) -> None:
     old = node[key]
     with node.ignore_type():  # _parse has checked the type, and None may become anything
         node[key] = _free(raw) if old is None else _parse(raw, old, text)
-
-
-def _open_key(config: ml_collections.ConfigDict, parents: Sequence[str], key: str) -> None:
-    """Makes room for an attribute of a model section that the file leaves to its default.
-
-    A misspelt one is refused where the section is used, by the module whose attributes they are.
-    """
-    node: Any = config
-    for parent in parents:
-        if not isinstance(node, ml_collections.ConfigDict) or parent not in node:
-            return
-        node = node[parent]
-    if isinstance(node, ml_collections.ConfigDict) and key not in node:
-        node[key] = None
 
 
 def _free(raw: str) -> Any:
