@@ -9,12 +9,12 @@ import jax
 import numpy as np
 import pytest
 
-from mvdjax import checkpoints, optimizers, train_state
+from mvdjax import checkpoints, train_state
 from mvdjax import config as configs
 from mvdjax.data.decode import DecodeError
 from mvdjax.data.schema import Record
 from mvdjax.evaluate import eval_set
-from mvdjax.train import make_train_step, train
+from mvdjax.train import make_optimizer, make_train_step, train
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / 'configs').glob('**/*.py') if p.name != '__init__.py')
@@ -91,16 +91,7 @@ def test_the_whole_step_fits_together_at_full_size(file, demo_data):
     batch = abstract(batch)
 
     params = train_state.abstract_params(task, batch)
-    optimizer = configs.build(
-        optimizers.make_optimizer,
-        configs.section(config, 'optim'),
-        'optim',
-        params,
-        task.layer_index,
-        run.global_batch,
-        run.schedule_steps(RECORDS),
-        run.steps_per_epoch(RECORDS),
-    )
+    optimizer = make_optimizer(config, run, task, params, RECORDS)
     make = train_state.make_state_function(task, optimizer, run.ema_decay > 0)
     state = jax.eval_shape(make, jax.random.key(0), batch)
     frozen = jax.eval_shape(task.frozen)
