@@ -24,16 +24,24 @@ from mvdjax.errors import UserError
 
 LABELS = ('motion', 'appearance')
 ROWS = {'scratch': '', 'videomae': 'video_teacher', 'mvd': 'student'}  # row of the table -> where its weights start
+# glibc gives XLA's buffers back to the kernel after every step and faults them in again: a quarter of the time of a
+# training step on a CPU (docs/benchmarks.md). Other C libraries ignore these.
+KEEP_MEMORY = {
+    'MALLOC_ARENA_MAX': '1',
+    'MALLOC_MMAP_THRESHOLD_': str(2**32),
+    'MALLOC_TRIM_THRESHOLD_': str(2**32),
+}
 CHANCE = {'motion': 12.5, 'appearance': 12.5}  # eight classes each, evenly filled
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """Commands run one after the other, once the jobs it needs are done."""
+    """Commands run one after the other, once the jobs it needs are done; `alone`, on every core with no job beside."""
 
     name: str
     needs: tuple[str, ...]
     commands: tuple[tuple[str, ...], ...]
+    alone: bool = False
 
     def key(self) -> str:
         """Changes whenever the commands, a config file that they name, or the version of the project does."""
@@ -66,7 +74,7 @@ def make_jobs(output: str, seed: int) -> list[Job]:
         return ('train', *arguments, f'--workdir={runs}/{name}')
 
     jobs = [
-        Job('data', (), (('data', 'demo', f'--output={data}'),)),
+        Job('data', (), (('data', 'demo', f'--output={data}'),), alone=True),
         Job(
             'video_teacher',
             ('data',),
@@ -88,6 +96,7 @@ def make_jobs(output: str, seed: int) -> list[Job]:
                     f'--config.task.teachers.video.checkpoint={runs}/video_teacher',
                 ),
             ),
+            alone=True,  # the longest, and most of the rest waits for it
         ),
     ]
     for row, source in ROWS.items():
@@ -106,7 +115,7 @@ def make_jobs(output: str, seed: int) -> list[Job]:
             jobs.append(Job(name, (source or 'data',), commands))
     everything = tuple(f'{runs}/{job.name}' for job in jobs if job.name != 'data')
     report = ('report', *everything, f'--output={output}/report')
-    jobs.append(Job('report', tuple(job.name for job in jobs), (report,)))
+    jobs.append(Job('report', tuple(job.name for job in jobs), (report,), alone=True))
     return jobs
 
 
@@ -125,6 +134,7 @@ class Runner:
         # Two single-core processes finish more steps than one process on two cores: tiny models do not parallelise.
         half = max(1, len(cores) // 2)
         self._slots = [cores[:half], cores[half:]] if len(cores) > 1 else [cores]
+        self._running: list[Job] = []
         self._condition = threading.Condition()
         self._failed = ''
         self.peak_rss = 0
@@ -166,10 +176,10 @@ class Runner:
                     return
                 job = self._ready(waiting)[0]
                 waiting.remove(job)
-            # The data set and the report stand alone in the graph: they may use every core.
-            alone = job.name in ('data', 'report')
-            error = self._run_job(job, [] if alone else cores)
+                self._running.append(job)
+            error = self._run_job(job, [] if job.alone else cores)
             with self._condition:
+                self._running.remove(job)
                 self._failed = self._failed or error
                 self._condition.notify_all()
 
@@ -191,7 +201,12 @@ class Runner:
         return todo
 
     def _ready(self, waiting: Sequence[Job]) -> list[Job]:
-        return [job for job in waiting if all(name in self._done for name in job.needs)]
+        """The jobs that may start now, given what is done and what is running."""
+        ready = [job for job in waiting if all(name in self._done for name in job.needs)]
+        alone = [job for job in ready if job.alone]
+        if alone:
+            return [] if self._running else alone
+        return [] if any(job.alone for job in self._running) else ready
 
     def _run_job(self, job: Job, cores: list[int]) -> str:
         """Runs a job's commands. Returns '' or what went wrong."""
@@ -202,6 +217,7 @@ class Runner:
                 print(f'[{job.name}] mvdjax {" ".join(command)}', flush=True)
                 environment = {
                     **os.environ,
+                    **KEEP_MEMORY,
                     'JAX_COMPILATION_CACHE_DIR': os.path.abspath(os.path.join(self._output, 'compiled')),
                 }
                 process = subprocess.Popen(

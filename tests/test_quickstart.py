@@ -1,6 +1,7 @@
 """The quickstart: its graph of commands, and the runner on a small one."""
 
 import json
+import time
 
 import pytest
 import small_runs
@@ -58,6 +59,28 @@ def test_runner_runs_in_order_remembers_and_stops_at_a_failure(tmp_path, capsys)
     assert '[data] done before' in out
     assert '[teacher] done before' in out
     assert '[after]' not in out
+
+
+def test_a_job_that_runs_alone_has_every_core_and_no_job_beside_it(tmp_path, monkeypatch):
+    running, beside = [], {}
+
+    def record(self, job, cores):
+        running.append(job.name)
+        time.sleep(0.05)
+        beside[job.name] = (set(running), cores)
+        running.remove(job.name)
+        self._done[job.name] = {}
+        return ''
+
+    monkeypatch.setattr(quickstart.Runner, '_run_job', record)
+    jobs = [quickstart.Job(name, (), ()) for name in 'ab']
+    jobs += [quickstart.Job('alone', ('a',), (), alone=True), *(quickstart.Job(name, (), ()) for name in 'cde')]
+    runner = quickstart.Runner(str(tmp_path))
+    runner._slots = [[0], [1]]
+    runner.run(jobs)
+    assert beside['alone'] == ({'alone'}, [])
+    assert set(beside) == {'a', 'b', 'alone', 'c', 'd', 'e'}
+    assert beside['a'] == ({'a', 'b'}, [0]) or beside['a'] == ({'a', 'b'}, [1])
 
 
 def test_table_and_summary(tmp_path, monkeypatch, capsys):

@@ -29,7 +29,7 @@ def get_config(arg: str = 'motion') -> ConfigDict:
         'files': f'quickstart/data/{labels}_train.txt',
         'class_file': classes,
         'recipe': 'finetune',
-        'options': {**clip, 'scale': (0.5, 1.0), 'flip': 0.0},
+        'options': {**clip, 'scale': (0.5, 1.0), 'flip': 0.0, 'views': 2},  # decoded once, cropped twice
     }
     views = {'recipe': 'views', 'class_file': classes, 'options': {**clip, 'clips': 2, 'crops': 1}}
     c.evals = {
@@ -42,7 +42,7 @@ def get_config(arg: str = 'motion') -> ConfigDict:
         'allow_fresh': ('^fc_norm/', '^head/'),
         'allow_unused': ('^backbone/norm/', '^decoders_'),
     }
-    c.run = {'global_batch': 16, 'epochs': 16.0}
+    c.run = {'global_batch': 8, 'epochs': 12.0}
     c.mesh = {}
     if 'debug' in options:
         c.run = {'global_batch': 8, 'steps': 2, 'log_every': 1}
