@@ -3,15 +3,18 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from mvdjax import keywords
+from mvdjax.data import ops
 from mvdjax.data.masks import num_masked
 from mvdjax.errors import UserError
 
 
-def check_counts(least: int = 1, **values: int) -> None:
-    """Raises UserError for a count below `least`."""
+def check_counts(least: int = 1, **values: ops.Size) -> None:
+    """Raises UserError for a count, or a side of a (height, width), below `least`."""
     for name, value in values.items():
-        if value < least:
+        if np.min(value) < least:
             raise UserError(f'data options: {name} must be at least {least}, not {value}')
 
 
@@ -28,7 +31,9 @@ def check_scale(scale: tuple[float, float]) -> None:
         raise UserError(f'data options: scale must be two rising shares of the area in (0, 1], not {scale}')
 
 
-def mask_grid(length: int, size: int, patch: tuple[int, int, int], mask: Mapping[str, Any]) -> tuple[int, int, int]:
+def mask_grid(
+    length: int, size: ops.Size, patch: tuple[int, int, int], mask: Mapping[str, Any]
+) -> tuple[int, int, int]:
     """The (time, height, width) token grid of a clip.
 
     Raises:
@@ -36,12 +41,13 @@ def mask_grid(length: int, size: int, patch: tuple[int, int, int], mask: Mapping
     """
     if min(patch) < 1:
         raise UserError(f'data options: patch must be (frames, rows, columns) of a token, not {patch}')
-    if length % patch[0] or size % patch[1] or size % patch[2]:
+    height, width = ops.height_width(size)
+    if length % patch[0] or height % patch[1] or width % patch[2]:
         raise UserError(
-            f'data options: a clip of {length} frames of {size} x {size} does not divide into patches of '
+            f'data options: a clip of {length} frames of {height} x {width} does not divide into patches of '
             f'{tuple(patch)} frames, rows and columns: change length, size or patch'
         )
-    grid = (length // patch[0], size // patch[1], size // patch[2])
+    grid = (length // patch[0], height // patch[1], width // patch[2])
 
     def masked(kind: str, ratio: float) -> int:
         return num_masked(kind, grid, ratio)

@@ -27,7 +27,12 @@ _QUARTERS = (
 )
 
 
-def _height_width(size: Size) -> tuple[int, int]:
+def height_width(size: Size) -> tuple[int, int]:
+    """A size as (height, width).
+
+    Raises:
+        UserError: a side is below one pixel.
+    """
     height, width = (size, size) if isinstance(size, int) else size
     if height < 1 or width < 1:
         raise UserError(f'a size must be at least 1 pixel, not {size}')
@@ -41,6 +46,8 @@ def multiscale_crop_candidates(
 
     Sides are the short side times a scale; one within 2 pixels of `size` becomes `size` itself. Height and width use
     the same or neighbouring scales. For an image a little smaller than `size` the largest crop reaches over the edge.
+    The published code crops for square inputs only. For an oblong `size` the sides are those of the largest box of
+    its aspect instead of the short side.
 
     Args:
         height: image height.
@@ -51,10 +58,11 @@ def multiscale_crop_candidates(
     Returns:
         int64 (crop sizes, 13, 4): boxes; with the 4 default scales there are 10 crop sizes, some of them equal.
     """
-    target_height, target_width = _height_width(size)
-    sides = [int(min(height, width) * scale) for scale in scales]
-    heights = [target_height if abs(side - target_height) < 3 else side for side in sides]
-    widths = [target_width if abs(side - target_width) < 3 else side for side in sides]
+    target_height, target_width = height_width(size)
+    largest_height = min(height, width * target_height / target_width)
+    largest_width = min(width, height * target_width / target_height)
+    heights = _crop_sides(largest_height, target_height, scales)
+    widths = _crop_sides(largest_width, target_width, scales)
     boxes = []
     for i, h in enumerate(heights):
         for j, w in enumerate(widths):
@@ -62,6 +70,11 @@ def multiscale_crop_candidates(
                 down, right = (height - h) // 4, (width - w) // 4
                 boxes.append([(y * down, x * right, h, w) for x, y in _QUARTERS])
     return np.array(boxes, np.int64)
+
+
+def _crop_sides(largest: float, target: int, scales: Sequence[float]) -> list[int]:
+    sides = [int(largest * scale) for scale in scales]
+    return [target if abs(side - target) < 3 else side for side in sides]
 
 
 def multiscale_crop_box(
@@ -94,7 +107,7 @@ def crop_resize_antialias(frames: np.ndarray, box: Box, size: Size, kernel: str 
     """
     resample = {'bilinear': Image.Resampling.BILINEAR, 'bicubic': Image.Resampling.BICUBIC}[kernel]
     top, left, h, w = box
-    out_height, out_width = _height_width(size)
+    out_height, out_width = height_width(size)
     inside = top >= 0 and left >= 0 and top + h <= frames.shape[1] and left + w <= frames.shape[2]
     out = np.empty((len(frames), out_height, out_width, 3), np.uint8)
     for frame, result in zip(frames, out, strict=True):
@@ -143,6 +156,12 @@ def random_resized_crop_box(
     return (height - h) // 2, (width - w) // 2, h, w
 
 
+def crop_ratio(size: Size, ratio: tuple[float, float] = (0.75, 1.3333)) -> tuple[float, float]:
+    """The `ratio` of `random_resized_crop_box` for an output of `size`: relative to its own width / height."""
+    height, width = height_width(size)
+    return ratio[0] * (width / height), ratio[1] * (width / height)
+
+
 def _resize_bilinear(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """OpenCV's INTER_LINEAR on (t, h, w, 3), views too; uint8 or float32. Uses as many threads as OpenCV is set to."""
     height, width = size
@@ -173,23 +192,25 @@ def crop_resize_bilinear(frames: np.ndarray, box: Box, size: Size) -> np.ndarray
     top, left, h, w = box
     if min(top, left) < 0 or min(h, w) < 1 or top + h > frames.shape[1] or left + w > frames.shape[2]:
         raise ValueError(f'box {box} does not lie inside a {frames.shape[1]} x {frames.shape[2]} image')
-    return _resize_bilinear(frames[:, top : top + h, left : left + w], _height_width(size))
+    return _resize_bilinear(frames[:, top : top + h, left : left + w], height_width(size))
 
 
-def short_side_resize(frames: np.ndarray, size: int) -> np.ndarray:
+def short_side_resize(frames: np.ndarray, size: Size) -> np.ndarray:
     """Resizes bilinearly, without antialiasing, to a short side of `size` (golden: data/val_transform, to the byte).
 
-    The long side is truncated to a whole pixel. A clip whose short side fits already is returned as it is.
+    The long side is truncated to a whole pixel. A clip whose short side fits already is returned as it is. For
+    (height, width) the "short side" is the one that reaches its length first: the result just covers that size.
 
     Returns:
         uint8 (t, height, width, 3).
     """
     height, width = frames.shape[1:3]
-    if min(height, width) == size:
-        return frames
-    if width < height:
-        return _resize_bilinear(frames, (int(size * height / width), size))
-    return _resize_bilinear(frames, (size, int(size * width / height)))
+    short_height, short_width = height_width(size)
+    if width * short_height < height * short_width:  # narrower than the size
+        resized = int(short_width * height / width), short_width
+    else:
+        resized = short_height, int(short_height * width / height)
+    return frames if resized == (height, width) else _resize_bilinear(frames, resized)
 
 
 def center_crop(frames: np.ndarray, size: Size) -> np.ndarray:
@@ -201,7 +222,7 @@ def center_crop(frames: np.ndarray, size: Size) -> np.ndarray:
     Raises:
         UserError: the crop is larger than the frames.
     """
-    h, w = _height_width(size)
+    h, w = height_width(size)
     height, width = frames.shape[1:3]
     if h > height or w > width:
         raise UserError(f'a crop of {h} x {w} does not fit into frames of {height} x {width}')
@@ -209,14 +230,15 @@ def center_crop(frames: np.ndarray, size: Size) -> np.ndarray:
     return frames[:, top : top + h, left : left + w]
 
 
-def spatial_crops(frames: np.ndarray, size: int, crops: int = 3) -> np.ndarray:
-    """Square test crops spread evenly along the long side, from its start to its end (golden: data/spatial_test).
+def spatial_crops(frames: np.ndarray, size: Size, crops: int = 3) -> np.ndarray:
+    """Test crops spread evenly along the side with more to spare, from its start to its end.
 
-    Frames come from `short_side_resize`, and `size` is their short side in the published protocol; a smaller one is
-    centred on the short side. One crop, at which the published loader divides by zero, is the centre crop.
+    Frames come from `short_side_resize`, and `size` is their short side in the published protocol, whose crops are
+    square (golden: data/spatial_test); a smaller one is centred on the short side. One crop, at which the published
+    loader divides by zero, is the centre crop.
 
     Returns:
-        (crops, t, size, size, 3).
+        (crops, t, height, width, 3).
 
     Raises:
         UserError: the crop is larger than the frames, or fewer than one crop is asked for.
@@ -224,14 +246,16 @@ def spatial_crops(frames: np.ndarray, size: int, crops: int = 3) -> np.ndarray:
     if crops < 1:
         raise UserError(f'the number of crops must be at least 1, not {crops}')
     height, width = frames.shape[1:3]
+    h, w = height_width(size)
     if crops == 1:
         return center_crop(frames, size)[None]
-    band = center_crop(frames, (height, size) if height >= width else (size, width))
-    step = (max(height, width) - size) / (crops - 1)
+    down = height - h >= width - w
+    band = center_crop(frames, (height, w) if down else (h, width))
+    step = max(height - h, width - w) / (crops - 1)
     starts = [int(i * step) for i in range(crops)]
-    if height >= width:
-        return np.stack([band[:, start : start + size] for start in starts])
-    return np.stack([band[:, :, start : start + size] for start in starts])
+    if down:
+        return np.stack([band[:, start : start + h] for start in starts])
+    return np.stack([band[:, :, start : start + w] for start in starts])
 
 
 def flip(frames: np.ndarray) -> np.ndarray:

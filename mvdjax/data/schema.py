@@ -9,6 +9,9 @@
     index           int32 (b,): evaluation: place in the list.
     valid           bool (b,): evaluation: False = padding, or a file that could not be decoded.
 
+Decoding makes RGB. Models and tasks take any number of channels, one per value of `mean` and `std` of the model
+section; batches of another number than 3 come from a pipeline of the user's own.
+
 Training batches carry `substituted`, int32 (b,): how many files failed before this sample was found. The loop counts
 it and removes it; it never reaches a device.
 """

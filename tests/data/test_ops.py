@@ -74,9 +74,23 @@ def test_multiscale_box_draws_size_then_place_uniformly():
     assert seen == {tuple(b) for b in ops.multiscale_crop_candidates(256, 340, 224).reshape(-1, 4).tolist()}
 
 
-def test_multiscale_target_may_be_oblong():
+def test_multiscale_boxes_have_the_aspect_of_an_oblong_target():
     boxes = ops.multiscale_crop_candidates(130, 300, (128, 112), scales=(1, 0.875))
-    assert boxes[:, 0, 2:].tolist() == [[128, 130], [128, 112], [113, 130], [113, 112]]
+    assert boxes[:, 0, 2:].tolist() == [[128, 112], [128, 99], [113, 112], [113, 99]]
+    boxes = ops.multiscale_crop_candidates(300, 130, (60, 120), scales=(1, 0.5))  # as wide as the image
+    assert boxes[:, 0, 2:].tolist() == [[65, 130], [65, 65], [32, 130], [32, 65]]
+    assert boxes[0, :, 0].max() == 300 - 65 - (300 - 65) % 4
+
+
+def test_random_resized_boxes_have_the_aspect_of_an_oblong_target():
+    assert ops.crop_ratio(40) == ops.crop_ratio((40, 40)) == (0.75, 1.3333)
+    ratio = ops.crop_ratio((40, 120))
+    rng = np.random.default_rng(0)
+    boxes = np.array([ops.random_resized_crop_box(rng, 200, 300, (0.1, 0.3), ratio) for _ in range(300)])
+    aspect = boxes[:, 3] / boxes[:, 2] / 3
+    assert 0.72 < aspect.min() < 0.85
+    assert 1.25 < aspect.max() < 1.38
+    assert abs(np.log(aspect).mean()) < 0.03
 
 
 def test_antialiased_resize_matches_every_golden_pixel():
@@ -207,6 +221,27 @@ def test_one_spatial_crop_is_the_centre_and_smaller_crops_are_centred_on_the_sho
     crops = ops.spatial_crops(frames, 16, 2)
     np.testing.assert_array_equal(crops[0], frames[:, 2:18, :16])
     np.testing.assert_array_equal(crops[1], frames[:, 2:18, 17:])
+
+
+@pytest.mark.parametrize(
+    ('shape', 'size', 'covering'),
+    [
+        ((60, 80), (30, 60), (45, 60)),
+        ((60, 80), (40, 30), (40, 53)),
+        ((80, 40), (20, 20), (40, 20)),
+        ((9, 7), (9, 3), (9, 7)),
+    ],
+)
+def test_oblong_test_crops_are_cut_from_the_frame_that_just_covers_them(shape, size, covering):
+    frames = np.random.default_rng(0).integers(0, 256, (2, *shape, 3), np.uint8)
+    resized = ops.short_side_resize(frames, size)
+    assert resized.shape == (2, *covering, 3)
+    crops = ops.spatial_crops(resized, size, 3)
+    assert crops.shape == (3, 2, *size, 3)
+    down, right = covering[0] - size[0], covering[1] - size[1]
+    for crop, share in zip(crops, (0, 0.5, 1), strict=True):
+        top, left = int(down * share), int(right * share)
+        np.testing.assert_array_equal(crop, resized[:, top : top + size[0], left : left + size[1]])
 
 
 def test_crops_that_do_not_fit_are_the_users_mistake():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from video_files import encode
 
-from mvdjax.data import ops
+from mvdjax.data import ops, sampling
 from mvdjax.data.decode import read_frames, read_image
 from mvdjax.data.masks import num_masked
 from mvdjax.data.pipeline import make_recipe
@@ -106,6 +106,43 @@ def test_finetune_shapes(video):
     assert segments['video'].shape == (8, 48, 48, 3)
 
 
+def test_every_recipe_makes_oblong_samples(video, image):
+    oblong = {'size': (24, 56)}
+    mask = {'mask': {'kind': 'tube', 'ratio': 0.6}}
+    sample = draw(pretrain.Recipe(**{**PRETRAIN, **oblong, **mask}, teacher_size=(12, 28)), video)
+    assert shapes(sample) == {
+        'video': ((8, 24, 56, 3), 'uint8'),
+        'mask': ((84,), 'bool'),
+        'teacher_video': ((8, 12, 28, 3), 'uint8'),
+    }
+    assert sample['mask'].reshape(4, 21).sum(axis=1).tolist() == [12] * 4
+    sample = draw(images.Recipe(**{**IMAGES, **oblong}), image)
+    assert shapes(sample) == {'video': ((1, 24, 56, 3), 'uint8'), 'mask': ((21,), 'bool')}
+    samples = [draw(finetune.Recipe(**{**FINETUNE, **oblong}, erasing=1.0), video, seed) for seed in range(20)]
+    assert {s['video'].shape for s in samples} == {(8, 24, 56, 3)}
+    boxes = np.stack([s['erase'] for s in samples])
+    assert (boxes[:, 0] + boxes[:, 2] <= 24).all()
+    assert (boxes[:, 1] + boxes[:, 3] <= 56).all()
+    assert (boxes[:, 1] + boxes[:, 3]).max() > 24  # drawn for the width, not for a square
+    assert draw(views.Recipe(**{**VIEWS, **oblong}), video)['video'].shape == (9, 8, 24, 56, 3)
+    listed = make_recipe('views', {**VIEWS, 'size': [24, 56]})  # as a checkpoint's JSON has it
+    np.testing.assert_array_equal(
+        draw(listed, video)['video'], draw(views.Recipe(**{**VIEWS, **oblong}), video)['video']
+    )
+
+
+def test_an_oblong_sample_is_not_squeezed(video):
+    """A frame of the size's own aspect, 3 : 2: most crops of all its area are the whole frame."""
+    recipe = finetune.Recipe(size=(32, 48), length=8, stride=2, scale=(1.0, 1.0), flip=0.0)
+
+    def whole(seed):
+        rng = np.random.default_rng(seed)
+        frames = read_frames(video.path, lambda n: sampling.kinetics_train(n, rng, 8, 2))
+        return ops.crop_resize_bilinear(frames, (0, 0, 64, 96), (32, 48))
+
+    assert sum(np.array_equal(draw(recipe, video, seed)['video'], whole(seed)) for seed in range(12)) > 6
+
+
 def test_repeated_augmentation_crops_the_same_frames(video):
     still = {'size': 48, 'length': 8, 'sampling': 'segments', 'flip': 0.0, 'scale': (1.0, 1.0), 'views': 2}
     both = draw(finetune.Recipe(**still), video, seed=4)['video'].astype(int)
@@ -178,6 +215,9 @@ def test_an_image_is_not_cropped_beyond_the_asked_share(image):
 BAD = [
     ('pretrain', {**PRETRAIN, 'size': 0}, 'size must be at least 1'),
     ('pretrain', {**PRETRAIN, 'size': 50}, 'does not divide into patches'),
+    ('pretrain', {**PRETRAIN, 'size': (48, 50)}, '8 frames of 48 x 50 does not divide into patches'),
+    ('pretrain', {**PRETRAIN, 'size': (48, 0)}, r'size must be at least 1, not \(48, 0\)'),
+    ('pretrain', {**PRETRAIN, 'size': (48, 48, 3)}, 'size must be a whole number or a tuple of 2 values'),
     ('pretrain', {**PRETRAIN, 'length': 7}, '7 frames .* does not divide into patches'),
     ('pretrain', {**PRETRAIN, 'length': 0}, 'length must be at least 1'),
     ('pretrain', {**PRETRAIN, 'stride': 0}, 'stride must be at least 1'),

@@ -23,7 +23,7 @@ class Recipe:
     with noise on the device. The resize rounds to uint8, where the original keeps floats.
 
     Attributes:
-      size: side of the crop after resizing, in pixels.
+      size: of the crop after resizing, in pixels: the side of a square, or (height, width).
       sampling: 'dense' (Kinetics: a window of length * stride frames) or 'segments' (Something-Something).
       length: frames per clip.
       stride: of 'dense' sampling.
@@ -34,7 +34,7 @@ class Recipe:
       views: repeated augmentation: crops of the same frames per video (the published runs: 2).
     """
 
-    size: int
+    size: ops.Size
     sampling: str = 'dense'
     length: int = 16
     stride: int = 4
@@ -66,13 +66,13 @@ class Recipe:
         if self.rand_augment:
             frames = self._augment()(rng, frames)
         height, width = frames.shape[1:3]
-        box = ops.random_resized_crop_box(rng, height, width, self.scale)
+        box = ops.random_resized_crop_box(rng, height, width, self.scale, ops.crop_ratio(self.size))
         clip = ops.crop_resize_bilinear(frames, box, self.size)
         if rng.random() < self.flip:
             clip = ops.flip(clip)
         sample = {'video': clip, 'label': np.int32(label)}
         if self.erasing:
-            sample['erase'] = ops.random_erasing_box(rng, self.size, self.size, self.erasing)
+            sample['erase'] = ops.random_erasing_box(rng, *ops.height_width(self.size), self.erasing)
         return sample
 
     def __call__(self, record: Record, rng: np.random.Generator) -> Sample:

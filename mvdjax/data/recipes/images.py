@@ -18,14 +18,14 @@ class Recipe:
     """MAE's augmentation.
 
     Attributes:
-      size: side of the crop after resizing, in pixels.
+      size: of the crop after resizing, in pixels: the side of a square, or (height, width).
       patch: (1, rows, columns) of a token.
       mask: {'kind', 'ratio'}, see `data.masks`.
       scale: range of the crop's share of the area.
       flip: probability of a horizontal flip.
     """
 
-    size: int
+    size: ops.Size
     patch: tuple[int, int, int]
     mask: Mapping[str, Any]
     scale: tuple[float, float] = (0.2, 1.0)
@@ -47,7 +47,7 @@ class Recipe:
         """A sample with `video` of one frame, and `mask`."""
         image = read_image(record.path)[None]
         height, width = image.shape[1:3]
-        box = ops.random_resized_crop_box(rng, height, width, self.scale, ratio=(3 / 4, 4 / 3))
+        box = ops.random_resized_crop_box(rng, height, width, self.scale, ops.crop_ratio(self.size, (3 / 4, 4 / 3)))
         frame = ops.crop_resize_antialias(image, box, self.size, 'bicubic')
         if rng.random() < self.flip:
             frame = ops.flip(frame)

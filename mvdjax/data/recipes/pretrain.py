@@ -18,22 +18,22 @@ class Recipe:
     """Random clips of a video: multi-scale crop, bilinear resize, no flip, no colour jitter (as published).
 
     Attributes:
-      size: side of the student's and the video teacher's frames, in pixels.
+      size: of the student's and the video teacher's frames, in pixels: the side of a square, or (height, width).
       patch: (frames, rows, columns) of a token.
       mask: {'kind', 'ratio'}, see `data.masks`.
       length: frames per clip.
       stride: frames between two of them.
-      teacher_size: side of a second resize of the same crop for the image teacher, or 0 for none.
+      teacher_size: likewise, of a second resize of the same crop for the image teacher, or 0 for none.
       views: clips per video and step, one from each of as many equal parts of the video, each with a crop and a mask
         of its own (`num_sample` of the published code, which has 1 in every run).
     """
 
-    size: int
+    size: ops.Size
     patch: tuple[int, int, int]
     mask: Mapping[str, Any]
     length: int = 16
     stride: int = 4
-    teacher_size: int = 0
+    teacher_size: ops.Size = 0
     views: int = 1
 
     def __post_init__(self) -> None:

@@ -17,7 +17,8 @@ class Recipe:
     """The published test protocol: short side resized, windows spread over the video, crops along the long side.
 
     Attributes:
-      size: short side after the resize and side of the square crops, in pixels.
+      size: short side after the resize and side of the square crops, in pixels; or the (height, width) of the crops
+        and of the resize, which just covers them.
       sampling: 'dense' (Kinetics) or 'segments' (Something-Something).
       length: frames per clip.
       stride: of 'dense' sampling.
@@ -25,7 +26,7 @@ class Recipe:
       crops: spatial crops of each.
     """
 
-    size: int
+    size: ops.Size
     sampling: str = 'dense'
     length: int = 16
     stride: int = 4
@@ -51,7 +52,7 @@ class Recipe:
         return sampling.segments_test(num_frames, self.length, self.clips)
 
     def __call__(self, record: Record, rng: np.random.Generator) -> Sample:
-        """A sample with `video` (clips * crops, length, size, size, 3), clip-major, and `label`."""
+        """A sample with `video` (clips * crops, length, height, width, 3), clip-major, and `label`."""
         del rng
         wanted: list[np.ndarray] = []
 
@@ -61,6 +62,6 @@ class Recipe:
             return unique
 
         frames = ops.short_side_resize(read_frames(record.path, pick), self.size)
-        crops = ops.spatial_crops(frames, self.size, self.crops)  # (crops, unique frames, size, size, 3)
-        video = crops[:, wanted[0]].swapaxes(0, 1)  # (clips, crops, length, size, size, 3)
+        crops = ops.spatial_crops(frames, self.size, self.crops)  # (crops, unique frames, height, width, 3)
+        video = crops[:, wanted[0]].swapaxes(0, 1)  # (clips, crops, length, height, width, 3)
         return {'video': video.reshape(-1, *video.shape[2:]), 'label': np.int32(record.label)}
