@@ -20,10 +20,12 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from mvdjax import sharding, trees
 from mvdjax.errors import UserError
+from mvdjax.models.resize import resize_table
 from mvdjax.train_state import TrainState
 
 SCHEMA_VERSION = 1
 FOLDER = 'checkpoints'
+POSITION_TABLE = re.compile(r'(^|/)position_table$')  # learned positions (t, h, w, width), see models/embed.py
 
 
 class Checkpoints:
@@ -215,6 +217,8 @@ def load_params(
 ) -> Loaded:
     """Takes a stage's parameters from another stage's checkpoint, strictly.
 
+    Learned positions of another token grid are resized for this one (see `models.resize`) and shown as such.
+
     Args:
       path: workdir or checkpoint.
       expected: abstract parameters to fill.
@@ -238,6 +242,15 @@ def load_params(
         if k in source and source[k].shape != tuple(v.shape) and any(re.search(p, k) for p in allow_fresh)
     ]
     dropped = {k: source.pop(k) for k in replaced}
+    resized = {
+        k: source[k].shape
+        for k, v in target.items()
+        if k in source
+        and POSITION_TABLE.search(k)
+        and source[k].shape[3:] == v.shape[3:]
+        and source[k].shape != v.shape
+    }
+    source |= {k: resize_table(source[k], target[k].shape[:3]) for k in resized}
     wrong = [
         f'{k} is {tuple(source[k].shape)}, expected {tuple(v.shape)}'
         for k, v in target.items()
@@ -260,17 +273,23 @@ def load_params(
             )
     dtypes = {k: np.asarray(source[k], v.dtype) for k, v in target.items() if k in source}
     flat = {k: dtypes.get(k, v) for k, v in target.items()}
-    table = _table(path, what, target, fresh, [*unused, *dropped], {**source, **dropped})
+    table = _table(path, what, target, fresh, [*unused, *dropped], {**source, **dropped}, resized)
     return Loaded(trees.unflatten(flat), table)
 
 
 def _table(
-    path: str, what: str, target: Mapping[str, Any], fresh: list[str], unused: list[str], source: Mapping[str, Any]
+    path: str,
+    what: str,
+    target: Mapping[str, Any],
+    fresh: list[str],
+    unused: list[str],
+    source: Mapping[str, Any],
+    resized: Mapping[str, tuple[int, ...]],
 ) -> str:
-    """Loaded / fresh / unused, one line a top-level group."""
+    """Loaded / fresh / unused, one line a top-level group, and a line for each resized table with both grids."""
     groups: dict[tuple[str, str], list[int]] = {}
     for status, names, sizes in (
-        ('loaded', [k for k in target if k not in fresh], target),
+        ('loaded', [k for k in target if k not in fresh and k not in resized], target),
         ('fresh', fresh, target),
         ('unused', unused, source),
     ):
@@ -281,4 +300,11 @@ def _table(
     lines = [f'{what} from {find_step_folder(path)}:']
     for (status, group), (tensors, values) in groups.items():
         lines.append(f'  {status:<7} {group:<32} {tensors:4d} tensors {values / 1e6:9.3f} M')
+    for name, shape in resized.items():
+        lines.append(f'  resized {name:<32} {_grid(shape)} to {_grid(target[name].shape)} tokens')
     return '\n'.join(lines)
+
+
+def _grid(shape: tuple[int, ...]) -> str:
+    """'8 x 14 x 14' of a (t, h, w, width) table."""
+    return ' x '.join(str(side) for side in shape[:3])

@@ -105,6 +105,7 @@ def load_frozen_and_params(task: Task, checkpoint: str, use_ema: bool, mesh: Mes
     check_backbone(checkpoints.read_meta(checkpoint), task.backbone(), 'model', checkpoint)
     expected = jax.eval_shape(task.init, jax.random.key(0), batch)
     loaded = checkpoints.load_params(checkpoint, expected, 'model', use_ema=use_ema)
+    say(loaded.table)
     return sharding.place_tree(task.frozen(), mesh), sharding.place_tree(loaded.params, mesh)
 
 

@@ -23,7 +23,7 @@ from mvdjax.data.schema import SUBSTITUTED
 from mvdjax.errors import UserError
 from mvdjax.models.embed import Grid, patchify, token_grid, unpatchify
 from mvdjax.tasks import mae
-from mvdjax.tasks.base import IMAGENET_MEAN, IMAGENET_STD, build_vit
+from mvdjax.tasks.base import build_vit
 
 # Task -> the section of its model, which has the patch size that the masks are for.
 MASKED_TASKS = {'mae': 'encoder', 'mvd': 'student'}
@@ -160,7 +160,8 @@ def fill_masked(
             mean, deviation = (np.mean(x, axis=1, keepdims=True, where=visible) for x in (mean, deviation))
         values = values * deviation + mean
     if task.target.startswith('mae'):
-        values = values * np.array(IMAGENET_STD) + np.array(IMAGENET_MEAN)
+        vit = task.backbone()
+        values = values * np.array(vit.std) + np.array(vit.mean)
     shown = np.round(np.clip(values, 0.0, 1.0) * 255.0).astype(np.uint8)
     patches = np.array(patchify(jnp.asarray(samples.video), samples.patch))
     np.put_along_axis(patches, masked[..., None], shown.reshape(prediction.shape), axis=1)

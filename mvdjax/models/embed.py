@@ -1,13 +1,14 @@
-"""Patches and fixed sin-cos position embeddings (1-D, 2-D and 3-D, each as its original computes it)."""
+"""Patches, and positions: sin-cos tables (1-D, 2-D and 3-D, each as its original computes it) or learned ones."""
 
 from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mvdjax.errors import UserError
-from mvdjax.models.layers import linear_init
+from mvdjax.models.layers import linear_init, token_init
 
 Grid = tuple[int, int, int]  # tokens along time, height, width
 
@@ -103,8 +104,22 @@ def position_table(kind: str, grid: Grid, width: int) -> np.ndarray:
       UserError: unknown kind, or a width the table cannot have.
     """
     if kind not in POSITION_TABLES:
-        raise UserError(f'pos_embed must be one of {sorted(POSITION_TABLES)}, not {kind!r}')
+        raise UserError(f'pos_embed must be one of {", ".join(POSITION_TABLES)} or learned, not {kind!r}')
     return POSITION_TABLES[kind](grid, width)
+
+
+def positions(module: nn.Module, kind: str, grid: Grid, width: int) -> jax.Array:
+    """The (tokens, width) float32 positions of a module: a fixed table, or for 'learned' its parameter.
+
+    The parameter `position_table` is (t, h, w, width): its shape says which grid it was learned on, which is all that
+    `checkpoints.load_params` needs to resize it for another. A class token has no position: it is learned itself.
+
+    Raises:
+      UserError: as `position_table`.
+    """
+    if kind == 'learned':
+        return module.param('position_table', token_init, (*grid, width)).reshape(-1, width)
+    return jnp.asarray(position_table(kind, grid, width))
 
 
 def patch_embedding(width: int, dtype: Any) -> nn.Dense:

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mvdjax.models.embed import Grid, position_table, token_grid
+from mvdjax.models.embed import Grid, positions, token_grid
 from mvdjax.models.layers import Transformer, layer_norm, linear_init, token_init
 from mvdjax.models.vit import ViT
 
@@ -66,7 +66,7 @@ class Decoder(nn.Module):
         Returns:
           (b, masked, out_dim) float32 predictions in the order of `masked`.
         """
-        table = jnp.asarray(position_table(self.pos_embed, grid, self.width)).astype(self.dtype)
+        table = positions(self, self.pos_embed, grid, self.width).astype(self.dtype)
         x = nn.Dense(self.width, use_bias=self.embed_bias, kernel_init=linear_init, dtype=self.dtype, name='embed')(
             encoded
         )

@@ -8,8 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from mvdjax.errors import UserError
-from mvdjax.models.embed import Grid, patch_embedding, patchify, position_table, token_grid
+from mvdjax.models.embed import Grid, patch_embedding, patchify, positions, token_grid
 from mvdjax.models.layers import Transformer, layer_norm, token_init
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)  # RGB in [0, 1]
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,10 +53,13 @@ class ViT(nn.Module):
     Attributes:
       width, depth, heads, mlp_ratio: its size, see `VARIANTS`.
       patch: (frames, rows, columns) of a token; (1, 16, 16) for an image, (2, 16, 16) for a clip.
-      pos_embed: 'sincos1d' (VideoMAE), 'sincos2d' (MAE) or 'sincos3d' (MVD); fixed, recomputed for any grid.
+      pos_embed: 'sincos1d' (VideoMAE), 'sincos2d' (MAE) or 'sincos3d' (MVD), fixed and recomputed for any grid; or
+        'learned', a parameter of one grid, resized when a checkpoint is loaded for another.
       cls_token: prepend a learned token at position zero (MAE).
       qkv_bias: 'full' (MAE) or 'qv' (VideoMAE, MVD).
       final_norm: LayerNorm after the last block.
+      mean, std: one value per channel, of pixels in [0, 1]: what the input is expected to be normalised with. The
+        module itself computes nothing with them; they travel with the weights, which mean nothing without them.
       drop_path, remat, scan, dtype: see `layers.Transformer`.
     """
 
@@ -66,6 +72,8 @@ class ViT(nn.Module):
     cls_token: bool = False
     qkv_bias: str = 'qv'
     final_norm: bool = True
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
     drop_path: float = 0.0
     remat: str = 'none'
     scan: bool = True
@@ -87,7 +95,7 @@ class ViT(nn.Module):
            {'last_block': (b, n, width) output of the last block before the final norm, class token dropped}).
         """
         grid = token_grid(video.shape, self.patch)
-        table = jnp.asarray(position_table(self.pos_embed, grid, self.width))
+        table = positions(self, self.pos_embed, grid, self.width)
         patches = patchify(video, self.patch).astype(self.dtype)
         position = jnp.broadcast_to(table, (video.shape[0], *table.shape))
         if visible is not None:  # gathered before the embedding: only visible patches cost a matmul

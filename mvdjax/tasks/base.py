@@ -1,6 +1,6 @@
 """What a training stage is: the Task protocol, and the few things every ViT task needs."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -13,11 +13,9 @@ from mvdjax.errors import UserError
 from mvdjax.metrics import Metrics
 from mvdjax.models.embed import Grid, token_grid
 from mvdjax.models.masked_vit import Decoder
-from mvdjax.models.vit import ViT, variant
+from mvdjax.models.vit import IMAGENET_MEAN, IMAGENET_STD, ViT, variant
 
 DTYPES = ('float32', 'bfloat16')
-IMAGENET_MEAN = (0.485, 0.456, 0.406)  # RGB in [0, 1]
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 Batch = Mapping[str, Any]  # see data/schema.py
 
@@ -72,10 +70,33 @@ class Task(Protocol):
         """Layer of a parameter for layer-wise rate decay: an int, or (depth,) ints for a stacked leaf."""
 
 
-def normalize(video: jax.Array) -> jax.Array:
-    """uint8 (b, t, h, w, 3) -> float32, ImageNet-normalised, on the device."""
-    mean, std = (jnp.asarray(v, jnp.float32) for v in (IMAGENET_MEAN, IMAGENET_STD))
-    return (video.astype(jnp.float32) / 255.0 - mean) / std
+def normalize(
+    video: jax.Array, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD
+) -> jax.Array:
+    """Normalises on the device.
+
+    Args:
+      video: uint8 (..., c) pixels.
+      mean: of each channel of pixels in [0, 1].
+      std: likewise.
+
+    Returns:
+      float32 of the same shape.
+
+    Raises:
+      UserError: not one mean and deviation per channel.
+    """
+    if not len(mean) == len(std) == video.shape[-1]:
+        raise UserError(
+            f'pixels of {video.shape[-1]} channels cannot be normalised with mean {tuple(mean)} and std {tuple(std)}: '
+            'give the model section one mean and one std per channel'
+        )
+    return (video.astype(jnp.float32) / 255.0 - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
+
+
+def model_input(video: jax.Array, vit: ViT) -> jax.Array:
+    """uint8 (b, t, h, w, c) -> float32, normalised as `vit` expects it. Raises as `normalize`."""
+    return normalize(video, vit.mean, vit.std)
 
 
 def _build(module: Callable[..., Any], options: dict[str, Any], fixed: dict[str, Any]) -> Any:
@@ -84,6 +105,9 @@ def _build(module: Callable[..., Any], options: dict[str, Any], fixed: dict[str,
         options['patch'] = tuple(options['patch'])
         if len(options['patch']) != 3:
             raise UserError(f'patch must be (frames, rows, columns), not {options["patch"]}')
+    for key in ('mean', 'std'):  # lists in a checkpoint's JSON; a module's attributes must be hashable
+        if isinstance(options.get(key), list):
+            options[key] = tuple(options[key])
     if 'dtype' in options:
         if options['dtype'] not in DTYPES:
             raise UserError(f'dtype must be one of {", ".join(DTYPES)}, not {options["dtype"]!r}')
@@ -95,12 +119,15 @@ def build_vit(config: Mapping[str, Any], **fixed: Any) -> ViT:
     """A ViT from its config section: `variant` names the size, every other key is an attribute of `ViT` and wins.
 
     Raises:
-      UserError: a key that `ViT` does not have, or an unknown variant.
+      UserError: a key that `ViT` does not have, an unknown variant, or a deviation of zero.
     """
     options = dict(config)
     if 'variant' in options:
         options = {**variant(options.pop('variant')), **options}
-    return _build(ViT, options, fixed)
+    vit: ViT = _build(ViT, options, fixed)
+    if min(vit.std, default=0) <= 0 or len(vit.mean) != len(vit.std):
+        raise UserError(f'mean {vit.mean} and std {vit.std} need one value per channel each, std above 0')
+    return vit
 
 
 def build_decoder(config: Mapping[str, Any], **fixed: Any) -> Decoder:
@@ -119,6 +146,8 @@ def describe(vit: ViT) -> dict[str, Any]:
         'pos_embed': vit.pos_embed,
         'cls_token': vit.cls_token,
         'qkv_bias': vit.qkv_bias,
+        'mean': list(vit.mean),
+        'std': list(vit.std),
     }
 
 
@@ -131,14 +160,16 @@ def check_backbone(meta: Mapping[str, Any], vit: ViT, what: str, path: str) -> N
       what: its name for the message.
       path: of the checkpoint.
     """
-    theirs, mine = meta['backbone'], describe(vit)
+    # Checkpoints from before there was a choice of pixel statistics do not state them.
+    theirs = {'mean': list(IMAGENET_MEAN), 'std': list(IMAGENET_STD), **meta['backbone']}
+    mine = describe(vit)
     wrong = [f'{key} {theirs[key]!r} (here {mine[key]!r})' for key in mine if theirs[key] != mine[key]]
     if wrong:
         raise UserError(f'{path} was trained with {", ".join(wrong)}: give the {what} section the same')
 
 
 def vit_layer_index(path: str, depth: int) -> int | np.ndarray:
-    """Layer 0: patch embedding and class token; i + 1: block i of the backbone; depth + 1: everything after."""
+    """Layer 0: patch embedding, positions and class token; i + 1: block i of the backbone; depth + 1: all after it."""
     parts = path.split('/')
     if parts[0] != 'backbone' or parts[1] == 'norm':
         return depth + 1

@@ -13,7 +13,7 @@ from mvdjax.errors import UserError
 from mvdjax.evaluation.multiview import TopK
 from mvdjax.metrics import Metrics, weighted
 from mvdjax.models.vit import Classifier, ViT
-from mvdjax.tasks.base import Batch, build_vit, normalize, vit_layer_index
+from mvdjax.tasks.base import Batch, build_vit, model_input, vit_layer_index
 from mvdjax.tasks.mixup import Mix, mix
 
 
@@ -83,7 +83,7 @@ class Task:
     def init(self, rng: jax.Array, batch: Batch) -> Any:
         """Fresh parameters, for training batches or for evaluation batches with an axis of views."""
         video = batch['video'][:, 0] if batch['video'].ndim == 6 else batch['video']
-        return self.classifier().init(rng, normalize(video))['params']
+        return self.classifier().init(rng, model_input(video, self.backbone()))['params']
 
     def check_files(self, files: FileList) -> None:
         """Every label below `num_classes`, and a name for each class if there are names."""
@@ -114,7 +114,7 @@ class Task:
     ) -> tuple[jax.Array, Metrics]:
         """Cross-entropy with (mixed, smoothed) targets; `accuracy` counts the unmixed label."""
         del frozen
-        video = normalize(batch['video'])
+        video = model_input(batch['video'], self.backbone())
         targets = jax.nn.one_hot(batch['label'], self.num_classes)
         targets = targets * (1.0 - self.label_smoothing) + self.label_smoothing / self.num_classes
         if train and 'erase' in batch:
@@ -132,7 +132,7 @@ class Task:
         del frozen
 
         def view(video: jax.Array) -> jax.Array:
-            logits, _ = self.classifier().apply({'params': params}, normalize(video))
+            logits, _ = self.classifier().apply({'params': params}, model_input(video, self.backbone()))
             return jax.nn.softmax(logits)
 
         # Views one after the other: the memory of an evaluation step does not grow with their number.

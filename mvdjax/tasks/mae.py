@@ -5,6 +5,7 @@ position table and biases (the model section) and in the pixel target (`target`)
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,7 +21,7 @@ from mvdjax.metrics import Metrics, weighted
 from mvdjax.models.embed import patchify, token_grid
 from mvdjax.models.masked_vit import Decoder, MaskedViT
 from mvdjax.models.vit import ViT
-from mvdjax.tasks.base import Batch, build_decoder, build_vit, check_mask, normalize, vit_layer_index
+from mvdjax.tasks.base import Batch, build_decoder, build_vit, check_mask, model_input, vit_layer_index
 
 TARGETS = ('mae', 'mae_raw', 'videomae', 'videomae_raw')
 
@@ -33,8 +34,8 @@ class Task:
       encoder: section of `models.vit.ViT`, `variant` naming the size.
       decoder: section of `models.masked_vit.Decoder`, without `out_dim`.
       mask: {'kind', 'ratio'}, the same section that the data recipe gets.
-      target: 'mae' (ImageNet-normalised pixels, normalised per patch), 'videomae' (pixels in [0, 1], normalised per
-        cube and channel), or either with '_raw' for no normalisation per patch.
+      target: 'mae' (pixels as the encoder sees them, normalised per patch), 'videomae' (pixels in [0, 1], normalised
+        per cube and channel), or either with '_raw' for no normalisation per patch.
     """
 
     encoder: Mapping[str, Any]
@@ -52,11 +53,11 @@ class Task:
         """Drop path only: the masks are data."""
         return ('drop_path',)
 
-    def model(self, channels: int = 3) -> MaskedViT:
+    def model(self) -> MaskedViT:
         """The Linen module."""
         backbone = build_vit(self.encoder)
-        t, h, w = backbone.patch
-        decoder: Decoder = build_decoder(self.decoder, out_dim=t * h * w * channels, dtype=backbone.dtype)
+        values = math.prod(backbone.patch) * len(backbone.mean)
+        decoder: Decoder = build_decoder(self.decoder, out_dim=values, dtype=backbone.dtype)
         return MaskedViT(backbone, {'pixels': decoder})
 
     def num_masked(self, video_shape: tuple[int, ...]) -> int:
@@ -69,8 +70,8 @@ class Task:
 
     def init(self, rng: jax.Array, batch: Batch) -> Any:
         """Fresh parameters."""
-        video = normalize(batch['video'])
-        return self.model(video.shape[-1]).init(rng, video, batch['mask'], self.num_masked(video.shape))['params']
+        video = model_input(batch['video'], self.backbone())
+        return self.model().init(rng, video, batch['mask'], self.num_masked(video.shape))['params']
 
     def check_files(self, files: FileList) -> None:
         """Any list will do: labels are not used."""
@@ -89,11 +90,11 @@ class Task:
 
     def targets(self, video: jax.Array) -> jax.Array:
         """uint8 (b, t, h, w, c) -> (b, tokens, values) float32 targets of every token."""
-        patch = build_vit(self.encoder).patch
+        vit = self.backbone()
         if self.target.startswith('mae'):
-            patches = patchify(normalize(video), patch)
+            patches = patchify(model_input(video, vit), vit.patch)
             return losses.normalize_patches_mae(patches) if self.target == 'mae' else patches
-        patches = patchify(video.astype(jnp.float32) / 255.0, patch)
+        patches = patchify(video.astype(jnp.float32) / 255.0, vit.patch)
         if self.target == 'videomae':
             return losses.normalize_patches_videomae(patches, video.shape[-1])
         return patches
@@ -103,10 +104,9 @@ class Task:
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """(prediction (b, masked, values), target of the same shape, masked token indices (b, masked))."""
         video = batch['video']
-        model = self.model(video.shape[-1])
-        predictions, info = model.apply(
-            {'params': params}, normalize(video), batch['mask'], self.num_masked(video.shape), train, rngs=rngs
-        )
+        model = self.model()
+        inputs, masked = model_input(video, model.backbone), self.num_masked(video.shape)
+        predictions, info = model.apply({'params': params}, inputs, batch['mask'], masked, train, rngs=rngs)
         target = jnp.take_along_axis(self.targets(video), info['masked'][..., None], axis=1)
         return predictions['pixels'], target, info['masked']
 

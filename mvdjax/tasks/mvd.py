@@ -14,11 +14,19 @@ from mvdjax.data.sources import FileList
 from mvdjax.errors import UserError
 from mvdjax.evaluation.means import Means
 from mvdjax.metrics import Metrics, weighted
-from mvdjax.models.embed import token_grid
+from mvdjax.models.embed import Grid, token_grid
 from mvdjax.models.masked_vit import MaskedViT
 from mvdjax.models.vit import ViT
 from mvdjax.rng import named_key
-from mvdjax.tasks.base import Batch, build_decoder, build_vit, check_backbone, check_mask, normalize, vit_layer_index
+from mvdjax.tasks.base import (
+    Batch,
+    build_decoder,
+    build_vit,
+    check_backbone,
+    check_mask,
+    model_input,
+    vit_layer_index,
+)
 
 TEACHERS = ('image', 'video')
 
@@ -48,6 +56,8 @@ class Teacher:
             raise UserError(f'teacher loss must be one of {", ".join(losses.REGRESSION)}, not {self.loss!r}')
         if self.weight <= 0:
             raise UserError(f'teacher weight must be positive, not {self.weight}; leave the teacher out instead')
+        if self.checkpoint == 'random' and self.model.get('pos_embed') == 'learned':
+            raise UserError('a random teacher has learned nothing: give its pos_embed one of the sin-cos tables')
 
     def vit(self) -> ViT:
         """The Linen module, without the final norm that the target does not pass."""
@@ -56,16 +66,31 @@ class Teacher:
     def params(self, name: str) -> Any:
         """Loads the weights, strictly: only a decoder and the final norm of the source may be left over."""
         vit = self.vit()
-        video = jnp.zeros((1, *vit.patch, 3))
+        video = jnp.zeros((1, *vit.patch, len(vit.mean)))
         if self.checkpoint == 'random':
             return jax.jit(vit.init)(named_key(0, f'teacher_{name}'), video)['params']
+        meta = checkpoints.read_meta(self.checkpoint)
+        check_backbone(meta, vit, f'{name} teacher', self.checkpoint)
+        if vit.pos_embed == 'learned':  # on the grid that they were learned on: `check_grid` sees to it that it fits
+            video = jnp.zeros((1, *meta['input_shape']))
         expected = jax.eval_shape(vit.init, jax.random.key(0), video)['params']
-        check_backbone(checkpoints.read_meta(self.checkpoint), vit, f'{name} teacher', self.checkpoint)
         loaded = checkpoints.load_params(
             self.checkpoint, expected, f'{name} teacher', subtree='backbone', allow_unused=('^norm/',)
         )
         say(loaded.table)
         return loaded.params
+
+    def check_grid(self, name: str, grid: Grid) -> None:
+        """Raises UserError if the teacher has learned positions for another token grid than that of its input."""
+        vit = self.vit()
+        if vit.pos_embed != 'learned':
+            return
+        learned = token_grid(tuple(checkpoints.read_meta(self.checkpoint)['input_shape']), vit.patch)
+        if learned != grid:
+            raise UserError(
+                f'the {name} teacher has learned positions for a {learned} token grid, its input here makes {grid}: '
+                'give it the clips it was trained on (data recipe: length, size, teacher_size)'
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,6 +157,7 @@ class Task:
                     f'the {name} teacher makes a {theirs} token grid of its input, the student {grid}: '
                     'change the patch or the input size (data recipe: teacher_size) until height and width agree'
                 )
+            teacher.check_grid(name, theirs)
 
     def _teacher_video(self, name: str, batch: Batch) -> Any:
         """The clip a teacher sees: the second resize of the same crop where its input is another size."""
@@ -139,7 +165,7 @@ class Task:
 
     def init(self, rng: jax.Array, batch: Batch) -> Any:
         """Fresh student parameters."""
-        video = normalize(batch['video'])
+        video = model_input(batch['video'], self.backbone())
         return self.model().init(rng, video, batch['mask'], self.num_masked(video.shape))['params']
 
     def check_files(self, files: FileList) -> None:
@@ -162,12 +188,13 @@ class Task:
         tubelet = build_vit(self.student).patch[0]
         features = {}
         for name, teacher in self._teachers().items():
-            video = normalize(self._teacher_video(name, batch))
+            vit = teacher.vit()
+            video = model_input(self._teacher_video(name, batch), vit)
             b = video.shape[0]
             if name == 'image':  # one frame per tubelet: frames 0, 2, 4, ...
                 video = video[:, ::tubelet]
                 video = video.reshape(-1, 1, *video.shape[2:])  # (b * t, 1, h, w, c)
-            _, info = teacher.vit().apply({'params': frozen[name]}, video)
+            _, info = vit.apply({'params': frozen[name]}, video)
             tokens = info['last_block'].astype(jnp.float32)
             tokens = tokens.reshape(b, -1, tokens.shape[-1])  # (b, t * h * w, width)
             features[name] = losses.normalize_features(tokens) if self.norm_feature else tokens
@@ -178,7 +205,7 @@ class Task:
     ) -> dict[str, jax.Array]:
         predictions, info = self.model().apply(
             {'params': params},
-            normalize(batch['video']),
+            model_input(batch['video'], self.backbone()),
             batch['mask'],
             self.num_masked(batch['video'].shape),
             train,

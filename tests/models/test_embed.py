@@ -40,8 +40,8 @@ def test_position_table_of_any_grid(kind, grid):
 
 
 def test_position_table_errors():
-    with pytest.raises(UserError, match=r"pos_embed must be one of \['sincos1d', .*not 'learned'"):
-        position_table('learned', (1, 2, 2), 32)
+    with pytest.raises(UserError, match=r"pos_embed must be one of sincos1d, .* or learned, not 'sincos'"):
+        position_table('sincos', (1, 2, 2), 32)
     with pytest.raises(UserError, match='multiple of 16, not 40'):
         position_table('sincos3d', (2, 2, 2), 40)
     with pytest.raises(UserError, match='even number of channels per axis, not 15'):

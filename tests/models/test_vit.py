@@ -191,7 +191,7 @@ def test_drop_path_differs_by_sample_layer_and_branch():
         ({'remat': 'some'}, "remat must be 'none', 'full' or 'dots', not 'some'"),
         ({'heads': 5}, 'width 32 is not a multiple of heads 5'),
         ({'patch': (2, 7, 8)}, 'does not divide into patches'),
-        ({'pos_embed': 'learned'}, 'pos_embed must be one of'),
+        ({'pos_embed': 'sincos4d'}, 'pos_embed must be one of'),
     ],
 )
 def test_wrong_options(options, message, clip):

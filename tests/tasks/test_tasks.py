@@ -13,8 +13,8 @@ from mvdjax.data.schema import Record
 from mvdjax.data.sources import FileList
 from mvdjax.errors import UserError
 from mvdjax.evaluation.multiview import TopK
+from mvdjax.models.vit import IMAGENET_MEAN, IMAGENET_STD, ViT
 from mvdjax.tasks import classify, mae, mvd
-from mvdjax.tasks.base import IMAGENET_MEAN, IMAGENET_STD
 
 IMAGE = {'variant': 'debug', 'patch': (1, 16, 16), 'pos_embed': 'sincos2d', 'cls_token': True, 'qkv_bias': 'full'}
 DECODER = {'width': 32, 'depth': 1, 'heads': 2}
@@ -29,6 +29,8 @@ STUDENT = {'variant': 'debug'}
 @dataclasses.dataclass(frozen=True)
 class Recall:
     """A classifier that reads the number of a view from its first pixel and returns that view's stored logits."""
+
+    backbone = ViT(32, 1, 1)
 
     def apply(self, variables, video):
         number = (video[:, 0, 0, 0, 0] * IMAGENET_STD[0] + IMAGENET_MEAN[0]) * 255
