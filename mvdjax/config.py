@@ -14,12 +14,14 @@ A section is the keyword arguments of exactly one callable, so a misspelt or mis
 
 import argparse
 import ast
+import contextlib
 import dataclasses
 import importlib
 import inspect
 import os
 import re
 import runpy
+import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -170,7 +172,7 @@ def load(spec: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
     Keys that the file leaves to their defaults are filled in, so that every one can be seen and overridden.
 
     Args:
-      spec: 'FILE' or 'FILE:arg'; the argument goes to the file's `get_config`.
+      spec: 'FILE' or 'FILE:arg'; the argument goes to the file's `get_config`. The file may import modules beside it.
       overrides: '--config.a.b=value' strings.
 
     Returns:
@@ -208,13 +210,33 @@ def load(spec: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
     return config.lock()
 
 
+@contextlib.contextmanager
+def _folder_first(path: str) -> Iterator[None]:
+    """A file's own folder comes first on sys.path, as Python has it for a script; afterwards all is as it was before.
+
+    The modules of the folder are forgotten too: another folder's config may have a helper of the same name.
+    """
+    folder = os.path.dirname(os.path.abspath(path))
+    names = {name.removesuffix('.py') for name in os.listdir(folder) if name.endswith('.py')}
+    paths, modules = sys.path[:], {name: sys.modules.pop(name) for name in names & sys.modules.keys()}
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        sys.path[:] = paths
+        for name in names & sys.modules.keys():
+            del sys.modules[name]
+        sys.modules.update(modules)
+
+
 def _call(path: str, arg: str) -> ml_collections.ConfigDict:
     """What the file's `get_config` returns."""
     if not os.path.isfile(path):
         raise UserError(f'config file {path} does not exist; the configs that come with mvdjax are in configs/')
     try:
-        get_config = runpy.run_path(path).get('get_config')
-        config = get_config(*([arg] if arg else [])) if callable(get_config) else None
+        with _folder_first(path):
+            get_config = runpy.run_path(path).get('get_config')
+            config = get_config(*([arg] if arg else [])) if callable(get_config) else None
     except Exception as error:
         lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
         where = f'{path}:{lines[-1]}' if lines else path

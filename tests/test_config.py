@@ -1,7 +1,10 @@
 """Loading and overriding configs: every mistake is one sentence that names the key, its section and the nearest one."""
 
+import importlib.util
 import json
 import sys
+import types
+from pathlib import Path
 
 import pytest
 from ml_collections import ConfigDict
@@ -248,6 +251,32 @@ def test_files_that_are_no_configs(write, tmp_path):
         refused(message, str(path))
     path.write_text('def get_config():\n    return None\n')
     refused(r'odd\.py failed with TypeError', f'{path}:debug')  # takes no argument
+
+
+def test_a_file_may_import_what_lies_beside_it(write, tmp_path, monkeypatch):
+    helper = 'STEPS = {}'
+    before = sys.path[:], set(sys.modules)
+    for folder, steps in (('one', 3), ('two', 44)):
+        path = tmp_path / folder / 'my.py'
+        path.parent.mkdir()
+        (path.parent / '_shared.py').write_text(helper.format(steps))
+        path.write_text(Path(write('from _shared import STEPS', 'c.run.steps = STEPS')).read_text())
+        monkeypatch.chdir(tmp_path)
+        assert configs.load(f'{folder}/my.py').run.steps == steps  # each its own, imported while get_config runs
+        assert configs.load(str(path)).run.steps == steps
+        assert (sys.path, set(sys.modules)) == before
+    assert importlib.util.find_spec('_shared') is None
+
+
+def test_imports_are_put_back_whatever_a_file_does(write, tmp_path, monkeypatch):
+    other = types.ModuleType('_shared')
+    monkeypatch.setitem(sys.modules, '_shared', other)
+    (tmp_path / '_shared.py').write_text('STEPS = 5')
+    before = sys.path[:]
+    assert configs.load(write('from _shared import STEPS', 'c.run.steps = STEPS')).run.steps == 5
+    refused('ZeroDivisionError', write('import sys, _shared', 'sys.path.append("x")', 'sys.modules["my"] = 1 / 0'))
+    assert sys.path == before
+    assert sys.modules['_shared'] is other
 
 
 def run_section(**values):
