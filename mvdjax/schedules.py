@@ -1,4 +1,4 @@
-"""Learning-rate schedules as functions of the step, defined past the end, and the linear scaling rule."""
+"""Schedules of rate and weight decay as functions of the step, defined past the end, and the linear scaling rule."""
 
 from collections.abc import Callable
 
@@ -18,8 +18,8 @@ def warmup_cosine(peak: float, end: float, warmup_steps: int, total_steps: int) 
     Source: golden/data/schedules.
 
     Args:
-      peak: highest rate.
-      end: rate after the last step.
+      peak: value at the end of the warm-up; the highest rate, but a weight decay may start below its `end`.
+      end: value after the last step.
       warmup_steps: 0 <= warmup_steps < total_steps.
       total_steps: optimizer steps of the run.
 

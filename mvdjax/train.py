@@ -39,12 +39,12 @@ StepFunction = Callable[[TrainState, Any, Batch], tuple[TrainState, metrics.Metr
 
 
 def make_train_step(
-    task: Task, optimizer: optimizers.Optimizer, *, seed: int, accumulate: int, ema_decay: float
+    task: Task, optimizer: optimizers.Optimizer, *, seed: int, accumulate: int, ema_decay: float, views: int
 ) -> StepFunction:
     """The function of one optimizer step: pure, to be jitted with its first argument donated.
 
     A step whose loss, gradient or update is not finite leaves parameters, optimizer state and average as they were,
-    and is counted.
+    and is counted. `views` neighbouring rows of a batch are of one video and stay together in a micro-batch.
     """
 
     def gradients(params: Any, frozen: Any, batch: Batch, keys: Mapping[str, jax.Array]) -> tuple[Any, metrics.Metrics]:
@@ -54,8 +54,13 @@ def make_train_step(
         return jax.grad(loss, has_aux=True)(params)
 
     def accumulated(params: Any, frozen: Any, batch: Batch, keys: Mapping[str, jax.Array]) -> tuple[Any, Any]:
-        # Strided micro-batches: each takes rows from every device, so no row has to move between devices.
-        micro = {n: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1) for n, x in batch.items()}
+        # Strided micro-batches: each takes rows from every device, so no row has to move between devices. Whole
+        # videos, since a draw of mixup is shared by neighbouring rows.
+        def split(x: jax.Array) -> jax.Array:
+            x = x.reshape(-1, accumulate, views, *x.shape[1:]).swapaxes(0, 1)
+            return x.reshape(accumulate, -1, *x.shape[3:])
+
+        micro = jax.tree.map(split, dict(batch))
 
         def add(total: Any, part: tuple[jax.Array, Batch]) -> tuple[Any, None]:
             number, rows = part
@@ -71,7 +76,7 @@ def make_train_step(
         keys = step_keys(seed, state.step, task.rng_names)
         grads, values = (gradients if accumulate == 1 else accumulated)(state.params, frozen, batch, keys)
         grad_norm = optax.tree.norm(grads)
-        directions, opt_state = optimizer.transform.update(grads, state.opt_state, state.params)
+        directions, opt_state = optimizer.transform.update(grads, state.opt_state, state.params, step=state.step)
         rate = optimizer.schedule(state.step)
         updates = optimizers.apply_rate(directions, rate)
         update_norm = optax.tree.norm(updates)
@@ -93,16 +98,20 @@ def make_train_step(
         # A skipped step says nothing about the loss: it enters no average.
         values = {n: (jnp.where(ok, s, 0.0), jnp.where(ok, c, 0.0)) for n, (s, c) in values.items()}
         values |= {'learning_rate': metrics.scalar(rate), 'skipped': metrics.scalar(jnp.where(ok, 0.0, 1.0))}
+        if optimizer.weight_decay is not None:
+            values['weight_decay'] = metrics.scalar(optimizer.weight_decay(state.step))
         return TrainState(state.step + 1, skipped, *kept), values
 
     return step
 
 
 def compile_step(
-    task: Task, optimizer: optimizers.Optimizer, run: configs.Run, state: TrainState, mesh: Mesh
+    task: Task, optimizer: optimizers.Optimizer, run: configs.Run, state: TrainState, mesh: Mesh, views: int
 ) -> StepFunction:
     """The jitted step: the state donated and returned where it was, so that it compiles once for the whole run."""
-    step = make_train_step(task, optimizer, seed=run.seed, accumulate=run.accumulate, ema_decay=run.ema_decay)
+    step = make_train_step(
+        task, optimizer, seed=run.seed, accumulate=run.accumulate, ema_decay=run.ema_decay, views=views
+    )
     placement = sharding.tree_sharding(state, mesh)
     return jax.jit(step, out_shardings=(placement, sharding.replicated(mesh)), donate_argnums=0)
 
@@ -206,6 +215,7 @@ def make_optimizer(
     config: ml_collections.ConfigDict, run: configs.Run, task: Task, params: Any, records: int
 ) -> optimizers.Optimizer:
     """The optimizer of a config's `optim` section for a task's (abstract) parameters and a list of `records` files."""
+    data: Data = configs.build(Data, configs.section(config, 'data'), 'data')
     return configs.build(
         optimizers.make_optimizer,
         configs.section(config, 'optim'),
@@ -213,6 +223,7 @@ def make_optimizer(
         params,
         task.layer_index,
         run.global_batch,
+        data.make().views,
         run.schedule_steps(records),
         run.steps_per_epoch(records),
     )
@@ -272,7 +283,8 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
             process=jax.process_index(),
             processes=jax.process_count(),
         )
-        feed = Feed(batches, data.make().views, data.max_bad_fraction, files.path, bad_file)
+        views = data.make().views
+        feed = Feed(batches, views, data.max_bad_fraction, files.path, bad_file)
         window = Window()
         host = feed(window)
         task.check(host)
@@ -281,7 +293,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
         optimizer = make_optimizer(config, run, task, params, len(files.records))
         state = start_state(config, run, task, optimizer, host, saved, mesh)
         frozen = sharding.place_tree(task.frozen(), mesh)
-        step_function = compile_step(task, optimizer, run, state, mesh)
+        step_function = compile_step(task, optimizer, run, state, mesh, views)
         say(sharding.describe(params, mesh))
         say(_batch_sum(run, mesh, len(files.records), steps))
         meta = meta_data(config, task, files, host, before)

@@ -17,7 +17,7 @@ from mvdjax.evaluate import eval_set
 from mvdjax.train import make_optimizer, make_train_step, train
 
 ROOT = Path(__file__).parent.parent
-FILES = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / 'configs').glob('**/*.py') if p.name != '__init__.py')
+FILES = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / 'configs').glob('**/[!_]*.py'))  # _*.py: what they share
 LISTS = {'images': 'images.txt', 'pretrain': 'pretrain.txt'}  # recipe -> list of the demo data; others need labels
 RECORDS = 200_000  # length of a pretended training list
 
@@ -61,11 +61,10 @@ def sample_of(data, demo_data):
 
 
 def stacked(data, sample, records):
-    """A NumPy batch of `records` times that sample."""
-    batch = {n: np.broadcast_to(x, (records, *np.shape(x))) for n, x in sample.items()}
-    if data.make().views > 1:
-        batch = {n: x.reshape(-1, *x.shape[2:]) for n, x in batch.items()}
-    return batch
+    """A NumPy batch of `records` times that sample, or its first view; takes no memory."""
+    views = data.make().views
+    first = sample if views == 1 else {n: x[0] for n, x in sample.items()}
+    return {n: np.broadcast_to(x, (records * views, *np.shape(x))) for n, x in first.items()}
 
 
 def abstract(batch):
@@ -95,7 +94,10 @@ def test_the_whole_step_fits_together_at_full_size(file, demo_data):
     make = train_state.make_state_function(task, optimizer, run.ema_decay > 0)
     state = jax.eval_shape(make, jax.random.key(0), batch)
     frozen = jax.eval_shape(task.frozen)
-    step = make_train_step(task, optimizer, seed=run.seed, accumulate=run.accumulate, ema_decay=run.ema_decay)
+    views = data.make().views
+    step = make_train_step(
+        task, optimizer, seed=run.seed, accumulate=run.accumulate, ema_decay=run.ema_decay, views=views
+    )
     after, values = jax.eval_shape(step, state, frozen, batch)
     shapes = [jax.tree.map(lambda x: (x.shape, x.dtype), tree) for tree in (after, state)]
     assert shapes[0] == shapes[1]  # or every step would compile anew
@@ -116,12 +118,20 @@ def quick_compilation():
     jax.config.update('jax_disable_most_optimizations', False)
 
 
+def distinct_debug_forms():
+    """A file for each `:debug` form: the published recipes of a folder shrink to the same run."""
+    forms = {file: configs.load(f'{ROOT / file}:debug').to_dict() for file in FILES}
+    return sorted({json.dumps(form, sort_keys=True): file for file, form in forms.items()}.values())
+
+
 @pytest.mark.usefixtures('quick_compilation')
-@pytest.mark.parametrize('file', FILES)
+@pytest.mark.parametrize('file', distinct_debug_forms())
 def test_the_debug_form_trains_a_step(file, demo_data, tmp_path):
     spec = str(ROOT / file) + ':debug'
     config = configs.load(spec)
-    overrides = ['--config.run.steps=1', '--config.run.epochs=None', *redirected('data', config.data, demo_data)]
+    # One device compiles faster; test_train.py compares it with all of them.
+    overrides = ['--config.run.steps=1', '--config.run.epochs=None', '--config.mesh.devices=1']
+    overrides += redirected('data', config.data, demo_data)
     for name, options in config.evals.items():
         overrides += redirected(f'evals.{name}.data', options.data, demo_data)
     numbers = train(configs.load(spec, overrides), str(tmp_path))

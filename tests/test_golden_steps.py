@@ -46,7 +46,7 @@ def run_steps(task, optimizer, params, frozen, batch, steps):
     optimizer = recording(optimizer)
     zero = jnp.zeros((), jnp.int32)
     state = train_state.TrainState(zero, zero, params, quick_jit(optimizer.transform.init)(params), None)
-    step = quick_jit(make_train_step(task, optimizer, seed=0, accumulate=1, ema_decay=0.0))
+    step = quick_jit(make_train_step(task, optimizer, seed=0, accumulate=1, ema_decay=0.0, views=1))
     values, first = [], None
     for _ in range(steps):
         state, found = step(state, frozen, batch)
@@ -63,6 +63,7 @@ def constant_rate(case, params, layer_index, **options):
         params,
         layer_index,
         global_batch=case['batch'],
+        views=1,
         total_steps=section['steps'],
         steps_per_epoch=1,
         warmup_epochs=0,

@@ -1,15 +1,21 @@
 """Learning-rate schedules and scaling against the published ones, and the optimizer options built on them."""
 
+from types import SimpleNamespace
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden_weights import full_arrays, golden
+from ml_collections import ConfigDict
 
 from mvdjax import optimizers, schedules
+from mvdjax.config import Run
 from mvdjax.errors import UserError
+from mvdjax.train import make_optimizer
 
 CASES = {case['name']: case for case in golden('data/schedules')['schedules']}
 TABLES = full_arrays('data/schedules')
+RECORDS = 1000
 PARAMS = {'encoder': {'kernel': np.ones((2, 3), np.float32), 'bias': np.ones(3, np.float32)}}
 
 
@@ -50,23 +56,64 @@ def test_the_end_is_held():
         assert float(schedule(step)) == pytest.approx(case['final_value'], rel=1e-5)
 
 
+def made(data, optim, run, records=RECORDS):
+    """The optimizer as the training loop makes it of these sections."""
+    config = ConfigDict({'data': {'files': '', **data}, 'optim': optim})
+    task = SimpleNamespace(layer_index=lambda path, depth: 0)
+    return make_optimizer(config, run, task, PARAMS, records)
+
+
+def recipe(name, views):
+    masks = {'patch': (2, 16, 16), 'mask': {'kind': 'tube', 'ratio': 0.9}} if name == 'pretrain' else {}
+    return {'recipe': name, 'options': {'size': 32, 'views': views, **masks}}
+
+
 @pytest.mark.parametrize('case', golden('data/schedules')['lr_scaling'], ids=lambda c: c['script'])
 def test_published_rate_scaling(case):
-    asked, result = case['args'], case['result']
-    batch, steps = result['total_batch_size'], 3 * result['steps_per_epoch']
-    optimizer = optimizers.make_optimizer(
-        PARAMS,
-        lambda path, depth: 0,
-        global_batch=batch,
-        total_steps=steps,
-        steps_per_epoch=result['steps_per_epoch'],
-        warmup_epochs=1,
-        base_rate=asked['lr'],
-        base_end_rate=asked['min_lr'],
+    asked, result, records = case['args'], case['result'], case['dataset_size']
+    pretraining = case['script'].endswith('pretrain')
+    run = Run(global_batch=asked['batch_size'] * asked['update_freq'] * case['world_size'], epochs=3)
+    assert run.steps_per_epoch(records) == result['steps_per_epoch']
+    optimizer = made(
+        recipe('pretrain' if pretraining else 'finetune', asked['num_sample']),
+        {
+            'base_rate': asked['lr'],
+            'base_end_rate': asked['min_lr'],
+            'rate_counts': 'views' if pretraining else 'videos',
+            'warmup_epochs': 1,
+        },
+        run,
+        records,
     )
     assert float(optimizer.schedule(result['steps_per_epoch'])) == pytest.approx(result['lr'], rel=1e-6)
-    assert float(optimizer.schedule(steps)) == pytest.approx(result['min_lr'], rel=1e-6)
-    assert schedules.scaled_rate(asked['lr'], batch) == pytest.approx(result['lr'], rel=1e-12)
+    assert float(optimizer.schedule(run.total_steps(records))) == pytest.approx(result['min_lr'], rel=1e-6)
+
+
+def test_what_the_rate_counts_must_be_said_where_it_matters():
+    run = Run(global_batch=256, steps=10)
+    rates = {'base_rate': 1e-3, 'warmup_epochs': 0}
+    assert float(made(recipe('finetune', 1), rates, run).schedule(0)) == pytest.approx(1e-3)
+    with pytest.raises(
+        UserError, match=r"gives 2 views, .* optim\.rate_counts is 'views' in the published pretraining"
+    ):
+        made(recipe('finetune', 2), rates, run)
+    with pytest.raises(UserError, match=r"optim\.rate_counts must be one of videos, views, not 'clips'"):
+        made(recipe('finetune', 2), {**rates, 'rate_counts': 'clips'}, run)
+    absolute = made(recipe('finetune', 2), {'peak_rate': 1e-3, 'warmup_epochs': 0}, run)
+    assert float(absolute.schedule(0)) == pytest.approx(1e-3)
+
+
+@pytest.mark.parametrize('name', ['weight_decay_constant', 'weight_decay_increasing'])
+def test_weight_decay(name):
+    case, table = CASES[name], TABLES[name]
+    optim = {'peak_rate': 1e-3, 'warmup_epochs': 2, 'weight_decay': case['base_value']}
+    run = Run(global_batch=RECORDS // case['steps_per_epoch'], epochs=case['epochs'])
+    optimizer = made(recipe('finetune', 1), {**optim, 'weight_decay_end': case['final_value']}, run)
+    np.testing.assert_allclose(optimizer.weight_decay(jnp.arange(len(table))), table, rtol=1e-5)
+    assert float(optimizer.weight_decay(len(table))) == pytest.approx(case['final_value'], rel=1e-6)
+    assert made(recipe('finetune', 1), optim, run).weight_decay is None
+    with pytest.raises(UserError, match=r'weight decays .* must not be negative'):
+        made(recipe('finetune', 1), {**optim, 'weight_decay_end': -0.1}, run)
 
 
 @pytest.mark.parametrize(('warmup', 'steps'), [(5, 5), (7, 5), (-1, 5), (0, 0)])
@@ -78,7 +125,7 @@ def test_a_warmup_that_does_not_fit(warmup, steps):
 @pytest.mark.parametrize('rates', [{}, {'base_rate': 1e-3, 'peak_rate': 1e-3}])
 def test_exactly_one_spelling_of_the_rate(rates):
     with pytest.raises(UserError, match='give either base_rate'):
-        optimizers.make_optimizer(PARAMS, lambda path, depth: 0, 256, 10, 1, warmup_epochs=0, **rates)
+        made(recipe('finetune', 1), {'warmup_epochs': 0, **rates}, Run(global_batch=256, steps=10))
 
 
 def test_every_parameter_needs_one_decay_rule():

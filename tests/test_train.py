@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 import small_runs
 
-from mvdjax import checkpoints, optimizers, sharding, train_state, trees
+from mvdjax import checkpoints, sharding, train_state, trees
 from mvdjax import config as configs
 from mvdjax.data.pipeline import BadFiles, Data, train_batches
 from mvdjax.errors import UserError
 from mvdjax.metric_writer import read_metrics
-from mvdjax.train import compile_step, train
+from mvdjax.train import compile_step, make_optimizer, train
 from mvdjax.window import Window
 
 
@@ -39,20 +39,12 @@ def run_steps(config, steps=2, poison_at=None):
     """Losses and final state of a few steps on one batch, without files: the step function alone."""
     mesh = configs.build(sharding.make_mesh, configs.section(config, 'mesh'), 'mesh')
     task, host = configs.make_task(config), first_batch(config)
-    optimizer = configs.build(
-        optimizers.make_optimizer,
-        configs.section(config, 'optim'),
-        'optim',
-        train_state.abstract_params(task, host),
-        task.layer_index,
-        config.run.global_batch,
-        8,
-        4,
-    )
     run = configs.build(configs.Run, configs.section(config, 'run'), 'run')
+    optimizer = make_optimizer(config, run, task, train_state.abstract_params(task, host), 32)
+    views = len(host['video']) // run.global_batch
     state = train_state.create(task, optimizer, host, run.seed, run.ema_decay > 0, mesh)
     frozen = sharding.place_tree(task.frozen(), mesh)
-    step = compile_step(task, optimizer, run, state, mesh)
+    step = compile_step(task, optimizer, run, state, mesh, views)
     found = []
     for i in range(steps):
         if i == poison_at:

@@ -49,6 +49,7 @@ def get_config(arg: str = '') -> ConfigDict:
     c.optim = {
         'base_rate': 5e-4,
         'base_end_rate': 1e-6,
+        'rate_counts': 'videos',
         'warmup_epochs': 5.0,
         'weight_decay': 0.05,
         'betas': (0.9, 0.999),
