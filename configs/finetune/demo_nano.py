@@ -10,6 +10,8 @@ table uses it unchanged; an empty init.checkpoint trains from scratch.
 
 from ml_collections import ConfigDict
 
+from mvdjax.debug_form import shorten
+
 
 def get_config(arg: str = 'motion') -> ConfigDict:
     options = arg.split(',')
@@ -45,6 +47,5 @@ def get_config(arg: str = 'motion') -> ConfigDict:
     c.run = {'global_batch': 8, 'epochs': 12.0}
     c.mesh = {}
     if 'debug' in options:
-        c.run = {'global_batch': 8, 'steps': 2, 'log_every': 1}
-        c.optim.warmup_epochs = 0.0
+        shorten(c)
     return c

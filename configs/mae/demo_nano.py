@@ -7,11 +7,10 @@ Not a published recipe: a tiny model on tiny images, so that it trains in minute
 
 from ml_collections import ConfigDict
 
+from mvdjax.debug_form import is_debug, shorten
+
 
 def get_config(arg: str = '') -> ConfigDict:
-    if arg not in ('', 'debug'):
-        raise ValueError(f'unknown argument {arg!r}; there is only debug')
-    debug = arg == 'debug'
     patch, mask = (1, 10, 10), {'kind': 'random', 'ratio': 0.6}
     c = ConfigDict()
     c.task_name = 'mae'
@@ -38,7 +37,6 @@ def get_config(arg: str = '') -> ConfigDict:
     c.init = {}
     c.run = {'global_batch': 64, 'epochs': 100.0, 'log_every': 250}
     c.mesh = {}
-    if debug:
-        c.run = {'global_batch': 8, 'steps': 2, 'log_every': 1}
-        c.optim.warmup_epochs = 0.0
+    if is_debug(arg):
+        shorten(c)
     return c

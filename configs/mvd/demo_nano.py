@@ -9,11 +9,11 @@ since the features of hardly trained teachers are mostly one constant vector.
 
 from ml_collections import ConfigDict
 
+from mvdjax.debug_form import is_debug, shorten
+
 
 def get_config(arg: str = '') -> ConfigDict:
-    if arg not in ('', 'debug'):
-        raise ValueError(f'unknown argument {arg!r}; there is only debug')
-    debug = arg == 'debug'
+    debug = is_debug(arg)
     patch, mask = (2, 10, 10), {'kind': 'random_clip', 'ratio': 0.75}
     decoder = {'width': 96, 'depth': 1, 'heads': 3}
     c = ConfigDict()
@@ -53,6 +53,5 @@ def get_config(arg: str = '') -> ConfigDict:
     c.run = {'global_batch': 8, 'epochs': 10.0, 'log_every': 100}
     c.mesh = {}
     if debug:
-        c.run = {'global_batch': 8, 'steps': 2, 'log_every': 1}
-        c.optim.warmup_epochs = 0.0
+        shorten(c)
     return c

@@ -9,11 +9,10 @@ video gives 4 clips per decode; the position table is MVD's, so that the student
 
 from ml_collections import ConfigDict
 
+from mvdjax.debug_form import is_debug, shorten
+
 
 def get_config(arg: str = '') -> ConfigDict:
-    if arg not in ('', 'debug'):
-        raise ValueError(f'unknown argument {arg!r}; there is only debug')
-    debug = arg == 'debug'
     patch, mask = (2, 10, 10), {'kind': 'random_clip', 'ratio': 0.75}
     c = ConfigDict()
     c.task_name = 'mae'
@@ -40,7 +39,6 @@ def get_config(arg: str = '') -> ConfigDict:
     c.init = {}
     c.run = {'global_batch': 8, 'epochs': 10.0, 'log_every': 100}
     c.mesh = {}
-    if debug:
-        c.run = {'global_batch': 8, 'steps': 2, 'log_every': 1}
-        c.optim.warmup_epochs = 0.0
+    if is_debug(arg):
+        shorten(c)
     return c

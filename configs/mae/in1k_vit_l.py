@@ -1,0 +1,17 @@
+"""MAE (arXiv 2111.06377) ViT-L on ImageNet-1K, 800 epochs: the image teacher.
+
+    mvdjax train --config=configs/mae/in1k_vit_l.py --workdir=runs/mae_in1k_vit_l \
+        --config.data.files=/data/in1k/train.txt
+
+Published with 64 V100 x 42 hours. Expected: no number is stated for the pretrained model itself; it is the image
+teacher of the students "from_l" in mvd/, for which the authors of MVD took the released weights.
+Source: PRETRAIN.md of facebookresearch/mae.
+":debug" is a tiny model for two steps on the demo data (mvdjax data demo --output=quickstart/data).
+"""
+
+from _mae import pretrain
+from ml_collections import ConfigDict
+
+
+def get_config(arg: str = '') -> ConfigDict:
+    return pretrain(arg, variant='L')
