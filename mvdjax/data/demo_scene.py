@@ -37,21 +37,21 @@ SPLITS = ('train', 'val', 'test', 'images')
 
 SIZES = ((96, 72), (112, 64), (80, 80), (128, 96), (88, 66), (64, 96), (72, 112))  # (width, height), pixels
 FRAME_RATES = tuple(Fraction(rate) for rate in ('10', '12', '15', '24', '25', '30', '30000/1001'))
-FRAMES = (20, 40)  # shortest and longest video
+FRAMES = (18, 28)  # shortest and longest video
 WEBM_SHARE = 0.25
 
 # Lengths are in units of the picture's short side; speeds are for 16 consecutive frames.
 RADIUS = (0.2, 0.42)  # smallest and largest large shape
 REACH = 0.34  # the large shape's centre stays this close to the picture's, along each axis: a centre crop keeps it
-TRANSLATION = (0.25, 0.45)
-ROTATION = (50.0, 90.0)  # degrees
+TRANSLATION = (0.35, 0.6)
+ROTATION = (70.0, 120.0)  # degrees
 TILT = 12.0  # degrees, largest either way: the angle a shape turns about is near its upright one
-GROWTH = (1.6, 2.2)  # factor
-BACKGROUND_SPEED = 0.18  # largest
-WOBBLE = (0.012, 0.012, 4.0, 0.03)  # largest amplitude in x, y, angle (degrees), log radius
-DISTRACTORS = (1, 2)  # fewest and most
+GROWTH = (1.8, 2.6)  # factor
+BACKGROUND_SPEED = 0.1  # largest
+WOBBLE = (0.006, 0.006, 2.0, 0.015)  # largest amplitude in x, y, angle (degrees), log radius
+DISTRACTORS = (1, 1)  # fewest and most
 DISTRACTOR_RADIUS = (0.05, 0.085)
-DISTRACTOR_SPEED = 0.15  # largest, along each axis
+DISTRACTOR_SPEED = 0.1  # largest, along each axis
 DISTRACTOR_ROTATION = 40.0  # degrees, largest
 
 _CANVAS = 144  # side of a sprite before scaling, pixels
