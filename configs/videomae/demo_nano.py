@@ -37,7 +37,7 @@ def get_config(arg: str = '') -> ConfigDict:
         'no_decay': ('(bias|scale|mask_token)$',),
     }
     c.init = {}
-    c.run = {'global_batch': 8, 'epochs': 7.0, 'log_every': 100}
+    c.run = {'global_batch': 8, 'epochs': 7.5, 'log_every': 100}
     c.mesh = {}
     if is_debug(arg):
         shorten(c)
