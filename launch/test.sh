@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Makes .venv, installs mvdjax with the test extra, runs formatter, linter, type checker, shellcheck and all tests.
+# Makes .venv, installs mvdjax with the extras test and torch, runs formatter, linter, type checker, shellcheck and tests.
 # Needs Python >= 3.11 and nothing else; works from any directory, takes no arguments, may be run again.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/environment.sh
-make_environment test
+make_environment test,torch
 
 echo "== ruff format and lint"
 .venv/bin/ruff format --check .

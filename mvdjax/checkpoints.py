@@ -5,10 +5,11 @@ A step directory holds the items `params`, `ema` (if the run has one), `train` (
 what licence). A later stage reads `params` or `ema` alone.
 """
 
+import contextlib
 import dataclasses
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import jax
@@ -176,25 +177,85 @@ def read_meta(path: str) -> dict[str, Any]:
     return meta
 
 
+class StoredParams(MutableMapping[str, np.ndarray]):
+    """Parameters of a checkpoint by path, {'a/b/c': array}, each read when it is asked for.
+
+    Removing a name only forgets it here. For models that should not lie in memory whole; `read_params` reads all at
+    once, which is faster.
+    """
+
+    def __init__(self, path: str, use_ema: bool = False) -> None:
+        """Reads the names and shapes.
+
+        Raises:
+          UserError: no checkpoint, no EMA in it, or a damaged one.
+        """
+        self._item = _params_item(path, use_ema)
+        with _explained(self._item):
+            self.shapes = _stored_shapes(self._item)
+        self._names = dict.fromkeys(self.shapes)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """Reads a parameter."""
+        if name not in self._names:
+            raise KeyError(name)
+        wanted = trees.unflatten({name: np.empty(0)})  # only its place in the tree counts
+        args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+        with _explained(self._item), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            restore = ocp.args.PyTreeRestore(wanted, restore_args=args, partial_restore=True)
+            return trees.flatten(reader.restore(self._item, args=restore))[name]
+
+    def __contains__(self, name: object) -> bool:
+        """Whether a name is left; reads nothing."""
+        return name in self._names
+
+    def __setitem__(self, name: str, value: np.ndarray) -> None:
+        """Not possible."""
+        raise TypeError('a checkpoint is not written this way')
+
+    def __delitem__(self, name: str) -> None:
+        """Forgets a name."""
+        del self._names[name]
+
+    def __iter__(self) -> Iterator[str]:
+        """The names that are left."""
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        """How many are left."""
+        return len(self._names)
+
+
+def _params_item(path: str, use_ema: bool) -> epath.Path:
+    folder = find_step_folder(path)
+    item = folder / ('ema' if use_ema else 'params')
+    if not item.exists():
+        raise UserError(f'{folder} has no {item.name}: that run kept no moving average (run.ema_decay)')
+    return item
+
+
+@contextlib.contextmanager
+def _explained(item: epath.Path) -> Iterator[None]:
+    """Whatever Orbax raises on a damaged item, as a sentence."""
+    try:
+        yield
+    except Exception as error:
+        raise UserError(f'{item} cannot be read ({_first_line(error)}): the checkpoint is damaged or incomplete') from (
+            error
+        )
+
+
 def read_params(path: str, use_ema: bool = False) -> dict[str, np.ndarray]:
     """All parameters of a checkpoint as {'a/b/c': NumPy array}, whatever devices wrote it.
 
     Raises:
       UserError: no checkpoint there, no EMA in it, or a damaged one.
     """
-    folder = find_step_folder(path)
-    item = folder / ('ema' if use_ema else 'params')
-    if not item.exists():
-        raise UserError(f'{folder} has no {item.name}: that run kept no moving average (run.ema_decay)')
-    try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-            tree = reader.metadata(item).item_metadata.tree
-            args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-            return trees.flatten(reader.restore(item, args=ocp.args.PyTreeRestore(restore_args=args)))
-    except Exception as error:
-        raise UserError(f'{item} cannot be read ({_first_line(error)}): the checkpoint is damaged or incomplete') from (
-            error
-        )
+    item = _params_item(path, use_ema)
+    with _explained(item), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        tree = reader.metadata(item).item_metadata.tree
+        args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        return trees.flatten(reader.restore(item, args=ocp.args.PyTreeRestore(restore_args=args)))
 
 
 @dataclasses.dataclass(frozen=True)

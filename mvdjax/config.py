@@ -328,8 +328,8 @@ def _parse(raw: str, old: Any, text: str) -> Any:
         value = float(value)
     if isinstance(old, tuple | list) and isinstance(value, tuple | list):
         return type(old)(value)
-    if type(old) is int and type(value) is float:
-        return value  # a file may say `epochs: 40` where 0.5 is fine; `keywords.check` knows where it is not
+    if type(old) is int and type(value) in (float, tuple):
+        return value  # `epochs: 40` may be 0.5 and `size: 224` (224, 320); `keywords.check` knows what may not
     if value is not None and type(value) is not type(old):
         raise UserError(f'{text}: {raw!r} is not of type {type(old).__name__}, like {old!r} that it would replace')
     return value

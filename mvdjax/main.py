@@ -16,6 +16,8 @@ COMMANDS = {
     'train': ('mvdjax.train', 'train any stage; resumes by itself when the workdir holds checkpoints'),
     'evaluate': ('mvdjax.evaluate', 'score a checkpoint with the multi-view test; writes results.json'),
     'predict': ('mvdjax.predict', 'top-5 classes, with names, of any video file'),
+    'convert': ('mvdjax.convert.command', 'PyTorch checkpoints of MAE, VideoMAE and MVD to this project, and back'),
+    'selfcheck': ('mvdjax.selfcheck', 'whether this machine gives the answers stored with a checkpoint'),
     'data': ('mvdjax.data.cli', 'data tools; `mvdjax data demo` writes the built-in demo data set'),
     'report': ('mvdjax.analysis.report', 'curves and pictures of finished or running stages'),
 }

@@ -139,7 +139,7 @@ def make_optimizer(
     clip_norm: float | None = None,
     layer_decay: float = 1.0,
     decay: Sequence[str] = ('kernel$', '_token$'),
-    no_decay: Sequence[str] = ('(bias|scale)$',),
+    no_decay: Sequence[str] = ('(bias|scale|_table)$',),
 ) -> Optimizer:
     """AdamW with the published schedule. The keyword-only arguments are the config's `optim` section.
 

@@ -14,7 +14,7 @@ import ml_collections
 import optax
 from jax.sharding import Mesh
 
-from mvdjax import checkpoints, metrics, optimizers, sharding, train_state
+from mvdjax import checkpoints, metrics, optimizers, selfcheck, sharding, train_state
 from mvdjax import config as configs
 from mvdjax.console import progress_bar, say
 from mvdjax.data.pipeline import BadFiles, Data, train_batches
@@ -360,4 +360,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Runs `mvdjax train`."""
     train(configs.load(args.config, args.overrides), args.workdir)
+    selfcheck.store_once(args.workdir)
     return 0

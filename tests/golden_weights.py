@@ -1,11 +1,9 @@
-"""What every golden case shares: files, the README's weights and clips, and the PyTorch names of our parameters.
-
-The table is for tests only; the product's converter of published checkpoints is another, stricter thing.
-"""
+"""What every golden case shares: files, the README's weights and clips, and their way through the converter."""
 
 import contextlib
 import functools
 import json
+import os
 import zlib
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import jax
 import numpy as np
 
 from mvdjax import trees
+from mvdjax.convert import architecture, command, families, files, rules
 
 GOLDEN = Path(__file__).parent / 'golden'
 FORWARD = {'rtol': 1e-4, 'atol': 1e-4}  # the tolerances of the golden README
@@ -24,46 +23,7 @@ QUICK = {
     'xla_cpu_use_fusion_emitters': False,
 }
 
-# First prefix that fits -> prefix of our path, in the unrolled layout ('block_0', ...).
-ROOTS = {
-    'image_teacher': (('blocks.', 'encoder/block_'), ('', '')),
-    'video_teacher': (('encoder.blocks.', 'encoder/block_'), ('encoder.', '')),
-    'classifier': (
-        ('fc_norm.', 'fc_norm/'),
-        ('head.', 'head/'),
-        ('blocks.', 'backbone/encoder/block_'),
-        ('', 'backbone/'),
-    ),
-    'mvd': (
-        ('decoder_img.blocks.', 'decoders_image/decoder/block_'),
-        ('decoder_img.', 'decoders_image/'),
-        ('down_img.', 'decoders_image/embed/'),
-        ('mask_token_img', 'decoders_image/mask_token'),
-        ('decoder_vid.blocks.', 'decoders_video/decoder/block_'),
-        ('decoder_vid.', 'decoders_video/'),
-        ('down_vid.', 'decoders_video/embed/'),
-        ('mask_token_vid', 'decoders_video/mask_token'),
-        ('blocks.', 'backbone/encoder/block_'),
-        ('', 'backbone/'),
-    ),
-    'videomae': (
-        ('decoder.blocks.', 'decoders_pixels/decoder/block_'),
-        ('decoder.', 'decoders_pixels/'),
-        ('encoder_to_decoder.', 'decoders_pixels/embed/'),
-        ('mask_token', 'decoders_pixels/mask_token'),
-        ('encoder.blocks.', 'backbone/encoder/block_'),
-        ('encoder.', 'backbone/'),
-    ),
-    'mae': (
-        ('decoder_blocks.', 'decoders_pixels/decoder/block_'),
-        ('decoder_embed.', 'decoders_pixels/embed/'),
-        ('decoder_norm.', 'decoders_pixels/norm/'),
-        ('decoder_pred.', 'decoders_pixels/head/'),
-        ('mask_token', 'decoders_pixels/mask_token'),
-        ('blocks.', 'backbone/encoder/block_'),
-        ('', 'backbone/'),
-    ),
-}
+FAMILY = {'image_teacher': 'mae', 'video_teacher': 'videomae', 'classifier': 'mvd-finetuned'}  # others are their own
 
 
 @functools.cache
@@ -106,14 +66,34 @@ def model_arrays(name):
     return found
 
 
+def assert_close(got, want, case, quantity, **tolerance):
+    """`np.testing.assert_allclose`; where `write_parity.py` asks for it, the largest differences are written down."""
+    got, want = np.asarray(got), np.asarray(want)
+    np.testing.assert_allclose(got, want, err_msg=f'{case}: {quantity}', **tolerance)
+    if 'MVDJAX_PARITY' in os.environ:
+        apart = np.abs(got.astype(np.float64) - want)
+        allowed = tolerance.get('atol', 0) + tolerance['rtol'] * np.abs(want.astype(np.float64))
+        share = np.divide(apart, allowed, out=np.zeros_like(apart), where=allowed > 0)
+        row = {
+            'case': case,
+            'quantity': quantity,
+            'values': int(want.size),
+            'largest': float(np.abs(want).max()),
+            'apart': float(apart.max()),
+            'share': float(share.max()),
+        }
+        with open(os.environ['MVDJAX_PARITY'], 'a', encoding='utf-8') as file:
+            file.write(json.dumps(row) + '\n')
+
+
 def assert_array(got, name, key, **tolerance):
     """Compares an array with a stored one, thinned or whole, and with the whole array's statistics."""
-    got = np.asarray(got)
+    got, tolerance = np.asarray(got), tolerance or FORWARD
     info = golden(name)['arrays'][key]
     assert list(got.shape) == info['shape']
     want = model_arrays(name)[key]
-    np.testing.assert_allclose(got.reshape(-1)[:: info['stride']], want.reshape(-1), **(tolerance or FORWARD))
-    np.testing.assert_allclose([got.mean(), got.std(), np.abs(got).max()], info['stats'], **(tolerance or FORWARD))
+    assert_close(got.reshape(-1)[:: info['stride']], want.reshape(-1), name, key, **tolerance)
+    np.testing.assert_allclose([got.mean(), got.std(), np.abs(got).max()], info['stats'], **tolerance)
 
 
 def clip(seed, batch, frames, size):
@@ -131,53 +111,48 @@ def weight(name, shape):
     return x.astype(np.float32)
 
 
-def our_path(kind, name):
-    """The path, in the unrolled layout, of a PyTorch parameter."""
-    torch_prefix, prefix = next((t, p) for t, p in ROOTS[kind] if name.startswith(t))
-    path = (prefix + name.removeprefix(torch_prefix).replace('.', '/')).replace('patch_embed/proj', 'patch_embed')
-    *_, module, leaf = ['', *path.split('/')]
-    if leaf == 'weight':
-        path = path.removesuffix('weight') + ('scale' if 'norm' in module else 'kernel')
-    return path
-
-
-def _permutation(torch_shape):
-    """Axes of a PyTorch tensor in our order: (out, in) -> (in, out); (out, c, [t,] h, w) -> ([t,] h, w, c, out)."""
-    return {2: (1, 0), 4: (2, 3, 1, 0), 5: (2, 3, 4, 1, 0)}.get(len(torch_shape), tuple(range(len(torch_shape))))
+def given(params):
+    """What tensors do not say, off the parameters (or their shapes) that they go to."""
+    heads = {path: leaf.shape[3] for path, leaf in trees.flatten(params).items() if path.endswith('qkv/kernel')}
+    decoders = [n for path, n in heads.items() if path.startswith('decoders_')]
+    encoders = [n for path, n in heads.items() if not path.startswith('decoders_')]
+    return architecture.Given(heads=encoders[0], decoder_heads=decoders[0] if decoders else None)
 
 
 def to_ours(kind, weights, params):
-    """PyTorch-named arrays as a tree like `params` (arrays or abstract shapes); every name must have its place."""
-    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), params)
-    shapes = {path: leaf.shape for path, leaf in trees.flatten(trees.unstack_blocks(zeros)).items()}
-    found = {our_path(kind, name): w.transpose(_permutation(w.shape)) for name, w in weights.items()}
-    assert found.keys() == shapes.keys()
-    return trees.stack_blocks(trees.unflatten({path: w.reshape(shapes[path]) for path, w in found.items()}))
+    """PyTorch-named arrays, through the converter, as a tree like `params` (arrays or abstract shapes)."""
+    family = families.get(FAMILY.get(kind, kind))
+    leaves, _, _, _ = command.to_mvdjax(files.Source.of(weights), family, given(params))
+    if kind.endswith('_teacher'):  # an encoder alone, whose final norm the features never pass
+        leaves = {path.removeprefix('backbone/'): leaf for path, leaf in leaves.items() if '/norm/' not in path}
+    assert {path: leaf.shape for path, leaf in leaves.items()} == {
+        path: leaf.shape for path, leaf in trees.flatten(params).items()
+    }
+    return trees.unflatten(leaves)
 
 
 def to_torch(kind, tree, shapes):
-    """A tree like our parameters as {PyTorch name: array of `shapes[name]`}."""
-    flat = trees.flatten(trees.unstack_blocks(jax.tree.map(np.asarray, tree)))
-    assert flat.keys() == {our_path(kind, name) for name in shapes}
-    found = {}
-    for name, shape in shapes.items():
-        axes = _permutation(shape)
-        x = flat[our_path(kind, name)].reshape([shape[axis] for axis in axes])
-        found[name] = x.transpose(np.argsort(axes))
+    """A tree like our parameters, through the converter, as {PyTorch name: array of `shapes[name]`}."""
+    family = families.get(FAMILY.get(kind, kind))
+    model = architecture.read_architecture(family, {n: tuple(s) for n, s in shapes.items()}, given(tree))
+    leaves = trees.flatten(jax.tree.map(np.asarray, tree))
+    shapes_here = {path: leaf.shape for path, leaf in leaves.items()}
+    found = rules.to_theirs(architecture.make_rules(family, model), {}, leaves, shapes_here)
+    assert {name: list(array.shape) for name, array in found.items()} == {n: list(s) for n, s in shapes.items()}
     return found
 
 
 def teacher_params(kind, shapes, params):
-    """The README's weights of a teacher, whose final norm the features never pass."""
-    weights = {n: weight(n, s) for n, s in shapes.items() if not n.removeprefix('encoder.').startswith('norm.')}
-    return to_ours(kind, weights, params)
+    """The README's weights of a teacher."""
+    return to_ours(kind, {n: weight(n, s) for n, s in shapes.items()}, params)
 
 
-def assert_summaries(got, want):
+def assert_summaries(got, want, case, quantity):
     """Compares {name: array} with {name: {'norm', 'head'}} of gradients or parameters."""
     assert got.keys() == want.keys()
-    for name, array in got.items():
-        expected = want[name]
-        np.testing.assert_allclose(np.linalg.norm(array), expected['norm'], rtol=GRADIENT, err_msg=name)
-        head = array.reshape(-1)[: len(expected['head'])]
-        np.testing.assert_allclose(head, expected['head'], rtol=GRADIENT, err_msg=name)
+    names = list(got)
+    norms = [np.linalg.norm(got[name]) for name in names]
+    assert_close(norms, [want[name]['norm'] for name in names], case, f'{quantity}, norms', rtol=GRADIENT)
+    heads = [got[name].reshape(-1)[: len(want[name]['head'])] for name in names]
+    stored = np.concatenate([want[name]['head'] for name in names])
+    assert_close(np.concatenate(heads), stored, case, f'{quantity}, first values', rtol=GRADIENT)

@@ -91,7 +91,7 @@ def test_the_general_help_lists_every_command(capsys):
         cli.main(['--help'])
     assert exit_.value.code == 0
     text = capsys.readouterr().out
-    assert all(re.search(rf'^ +{command} ', text, re.M) for command in cli.COMMANDS)
+    assert all(re.search(rf'^ +{command}\s', text, re.M) for command in cli.COMMANDS)
 
 
 @pytest.mark.parametrize(

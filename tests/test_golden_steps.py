@@ -12,11 +12,11 @@ from golden_weights import (
     GRADIENT,
     LOSS,
     assert_array,
+    assert_close,
     assert_summaries,
     clip,
     golden,
     model_arrays,
-    our_path,
     quick_jit,
     teacher_params,
     to_ours,
@@ -155,16 +155,16 @@ def test_distillation_targets_and_predictions(distillation):
 
 def test_distillation_losses_of_every_step(distillation):
     found = [[v['loss_image'], v['loss_video'], v['loss']] for v in distillation.values]
-    np.testing.assert_allclose(found, distillation.case['losses'], **LOSS)
+    assert_close(found, distillation.case['losses'], distillation.name, 'losses of every step', **LOSS)
 
 
 def test_distillation_gradients(distillation):
     norms = [v['grad_norm'] for v in distillation.values]
-    np.testing.assert_allclose(norms, distillation.case['grad_norms'], rtol=GRADIENT)
+    assert_close(norms, distillation.case['grad_norms'], distillation.name, 'gradient norms', rtol=GRADIENT)
     if distillation.case['grads'] is None:  # the clipped case stores only the norms, taken before clipping
         assert min(norms) > distillation.case['optimizer']['clip']
     else:
-        assert_summaries(distillation.grads, distillation.case['grads'])
+        assert_summaries(distillation.grads, distillation.case['grads'], distillation.name, 'gradients')
 
 
 def test_distillation_decayed_parameters(distillation):
@@ -172,7 +172,7 @@ def test_distillation_decayed_parameters(distillation):
 
 
 def test_distillation_parameters_after_the_steps(distillation):
-    assert_summaries(distillation.after, distillation.case['params_after'])
+    assert_summaries(distillation.after, distillation.case['params_after'], distillation.name, 'parameters after')
     before = {n: weight(n, s) for n, s in distillation.shapes.items()}
     assert all(np.abs(distillation.after[n] - before[n]).max() > 1e-4 for n in before)
 
@@ -213,10 +213,10 @@ def test_finetuning_logits(finetuning):
 
 
 def test_finetuning_steps(finetuning):
-    _, case, _, _, _, (values, grads, after) = finetuning
-    np.testing.assert_allclose([v['loss'] for v in values], case['losses'], **LOSS)
-    assert_summaries(to_torch('classifier', grads, case['shapes']), case['grads'])
-    assert_summaries(to_torch('classifier', after, case['shapes']), case['params_after'])
+    name, case, _, _, _, (values, grads, after) = finetuning
+    assert_close([v['loss'] for v in values], case['losses'], name, 'losses of every step', **LOSS)
+    assert_summaries(to_torch('classifier', grads, case['shapes']), case['grads'], name, 'gradients')
+    assert_summaries(to_torch('classifier', after, case['shapes']), case['params_after'], name, 'parameters after')
 
 
 @pytest.mark.parametrize('name', ['mvd/finetune_tiny', 'mvd/finetune_small'])
@@ -233,5 +233,5 @@ def test_parameter_groups(name):
     assert found.keys() == case['param_groups'].keys()
     for parameter, group in case['param_groups'].items():
         np.testing.assert_allclose(found[parameter], [group['lr_scale']], rtol=1e-6, err_msg=parameter)
-        assert decays[parameter] == (group['weight_decay'] > 0), our_path('classifier', parameter)
+        assert decays[parameter] == (group['weight_decay'] > 0), parameter
         assert group['weight_decay'] in (0.0, case['optimizer']['weight_decay'])

@@ -7,6 +7,7 @@ from golden_weights import (
     FORWARD,
     LOSS,
     assert_array,
+    assert_close,
     clip,
     golden,
     model_arrays,
@@ -33,6 +34,7 @@ def student(config, out_dim):
     return MaskedViT(ViT(**size(config)), decoders)
 
 
+@pytest.mark.parametrize('variant', ['tiny', 'base'])
 @pytest.mark.parametrize(
     ('kind', 'options'),
     [
@@ -40,8 +42,8 @@ def student(config, out_dim):
         ('video_teacher', {'patch': (2, 16, 16), 'pos_embed': 'sincos1d'}),
     ],
 )
-def test_teacher_features(kind, options):
-    name = f'mvd/{kind}_tiny'
+def test_teacher_features(kind, options, variant):
+    name = f'mvd/{kind}_{variant}'
     case = golden(name)
     video = normalize(clip(case['seed'], case['batch'], case['frames'], case['img']))
     vit = ViT(**size(case['config']), **options, final_norm=False)
@@ -53,8 +55,9 @@ def test_teacher_features(kind, options):
     assert_array(info['last_block'], name, 'features')
 
 
-def test_student():
-    name = 'mvd/student_tiny'
+@pytest.mark.parametrize('variant', ['tiny', 'base'])
+def test_student(variant):
+    name = f'mvd/student_{variant}'
     case, mask = golden(name), model_arrays(name)['mask']
     config = case['config']
     video = normalize(clip(case['seed'], case['batch'], case['frames'], case['img']))
@@ -84,7 +87,7 @@ def test_published_small_classifier():
     logits, _ = jax.jit(model.apply)({'params': params}, video)
     assert_array(logits, name, 'logits', **FORWARD)
     loss = losses.soft_cross_entropy(logits, model_arrays(name)['targets'])
-    np.testing.assert_allclose(loss, case['losses'], **LOSS)
+    assert_close(loss, case['losses'], name, 'loss', **LOSS)
 
 
 def test_name_table_goes_both_ways():

@@ -9,6 +9,7 @@ from golden_weights import (
     GRADIENT,
     LOSS,
     assert_array,
+    assert_close,
     assert_summaries,
     clip,
     full_arrays,
@@ -77,11 +78,12 @@ def unfold(case, grads):
     return unfolded
 
 
-def assert_loss_and_gradients(case, loss, grads):
-    np.testing.assert_allclose(loss, case['loss'], **LOSS)
+def assert_loss_and_gradients(name, loss, grads):
+    case = golden(name)
+    assert_close(loss, case['loss'], name, 'loss', **LOSS)
     norm = np.sqrt(sum(np.sum(np.square(g, dtype=np.float64)) for g in grads.values()))
-    np.testing.assert_allclose(norm, case['grad_norm'], rtol=GRADIENT)
-    assert_summaries(grads, case['grads'])
+    assert_close(norm, case['grad_norm'], name, 'gradient norm', rtol=GRADIENT)
+    assert_summaries(grads, case['grads'], name, 'gradients')
 
 
 @pytest.mark.parametrize('name', ['data/videomae_tiny', 'data/videomae_tiny_raw'])
@@ -106,7 +108,7 @@ def test_videomae(name):
     assert_array(encoded, name, 'encoder')
     assert_array(prediction, name, 'prediction')
     assert_array(target, name, 'target')
-    assert_loss_and_gradients(case, loss, grads)
+    assert_loss_and_gradients(name, loss, grads)
 
 
 @pytest.mark.parametrize('name', ['data/mae_tiny', 'data/mae_tiny_norm_pix'])
@@ -138,7 +140,7 @@ def test_mae(name):
     np.testing.assert_array_equal(encoded.shape, stored['encoder'].shape)
     for b, shuffled in enumerate(case['ids_shuffle']):  # the original keeps its tokens in shuffled order
         kept = np.argsort(shuffled[: case['len_keep']])
-        np.testing.assert_allclose(encoded[b], stored['encoder'][b, np.concatenate([[0], 1 + kept])], **FORWARD)
+        assert_close(encoded[b], stored['encoder'][b, np.concatenate([[0], 1 + kept])], name, 'encoder', **FORWARD)
     for got, key in ((prediction, 'pred'), (target, 'target_patches')):
         info = case['arrays'][key]
         whole = np.full(info['shape'], np.nan)
@@ -147,8 +149,8 @@ def test_mae(name):
         masked = ~np.isnan(thinned)
         assert masked.sum() == got.size / info['stride']
         if key == 'pred' or not case['norm_pix_loss']:  # stored before normalisation: the loss holds the rest
-            np.testing.assert_allclose(thinned[masked], stored[key][masked], **FORWARD)
-    assert_loss_and_gradients(case, loss, grads)
+            assert_close(thinned[masked], stored[key][masked], name, key, **FORWARD)
+    assert_loss_and_gradients(name, loss, grads)
     key_bias = case['grads']['blocks.0.attn.qkv.bias']['norm'] * 1e-5
     assert np.abs(np.split(grads['blocks.0.attn.qkv.bias'], 3)[1]).max() < key_bias  # softmax does not see it
 
@@ -157,7 +159,7 @@ def test_mae(name):
 def test_mae_position_table(key, part):
     case, stored = golden('data/mae_tiny'), model_arrays('data/mae_tiny')
     table = position_table('sincos2d', (1, 4, 4), case['config'][part])
-    np.testing.assert_allclose(table, stored[key][0, 1:], **FORWARD)
+    assert_close(table, stored[key][0, 1:], 'data/mae_tiny', key, **FORWARD)
     assert not stored[key][0, 0].any()  # the class token has no position
 
 
@@ -179,10 +181,10 @@ def test_videomae_pixel_targets(name, normalized):
     assert flat['token'] == 0
     ordinary = np.ones(want.shape[:2], bool)
     ordinary[flat['sample'], 0] = not mask[flat['sample'], 0]
-    np.testing.assert_allclose(target[ordinary], want[ordinary], **FORWARD)
+    assert_close(target[ordinary], want[ordinary], name, 'targets', **FORWARD)
     np.testing.assert_allclose(target[~ordinary], want[~ordinary], atol=0.1)  # rounding noise over 1e-6, see the file
     loss = losses.per_sample(losses.l2(stored['prediction'], target)).mean()
-    np.testing.assert_allclose(loss, case['loss_normalized' if normalized else 'loss_raw'], **LOSS)
+    assert_close(loss, case['loss_normalized' if normalized else 'loss_raw'], name, 'loss', **LOSS)
 
 
 @pytest.mark.parametrize(('target', 'loss_key'), [('mae', 'loss_norm_pix'), ('mae_raw', 'loss')])
@@ -196,9 +198,9 @@ def test_mae_pixel_targets(target, loss_key):
     )
     found = np.asarray(task.targets(jnp.asarray(stored['images_u8'])))
     if target == 'mae_raw':
-        np.testing.assert_allclose(found, stored['patchified'], **FORWARD)
+        assert_close(found, stored['patchified'], 'data/mae_loss', 'targets', **FORWARD)
     errors = np.asarray(losses.l2(stored['prediction'], found))[stored['mask']]
-    np.testing.assert_allclose(errors.mean(), case[loss_key], **LOSS)
+    assert_close(errors.mean(), case[loss_key], 'data/mae_loss', 'loss', **LOSS)
 
 
 def test_an_unknown_target_is_refused():

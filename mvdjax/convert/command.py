@@ -1,0 +1,234 @@
+"""`mvdjax convert`: PyTorch checkpoints of the published models to this project's, and back."""
+
+import argparse
+import json
+import os
+from typing import Any
+
+import orbax.checkpoint as ocp
+from etils import epath
+
+from mvdjax import checkpoints, selfcheck, trees
+from mvdjax import config as configs
+from mvdjax.console import say
+from mvdjax.convert import architecture, families, files, hub, rules
+from mvdjax.convert.architecture import Architecture, Given
+from mvdjax.convert.families import Family
+from mvdjax.errors import UserError
+from mvdjax.tasks.base import describe
+
+MASKS = {True: {'kind': 'random', 'ratio': 0.75}, False: {'kind': 'tube', 'ratio': 0.9}}  # published; by family.image
+
+
+def _task_config(family: Family, model: Architecture, normalised_pixels: bool) -> dict[str, Any]:
+    """Task name and section for the meta, as far as a file of weights decides them."""
+    backbone = dict(model.backbone)
+    if model.num_classes is not None:
+        return {'task_name': 'classify', 'task': {'model': backbone, 'num_classes': model.num_classes}}
+    mask = MASKS[family.image]
+    if 'pixels' in model.decoders:
+        decoder = {k: v for k, v in model.decoders['pixels'].items() if k != 'out_dim'}
+        target = ('mae' if family.image else 'videomae') + ('' if normalised_pixels else '_raw')
+        return {'task_name': 'mae', 'task': {'encoder': backbone, 'decoder': decoder, 'mask': mask, 'target': target}}
+    if model.decoders:  # the teachers themselves are in other files
+        teachers = {name: {'decoder': dict(section)} for name, section in model.decoders.items()}
+        return {'task_name': 'mvd', 'task': {'student': backbone, 'teachers': teachers, 'mask': mask}}
+    return {'task_name': 'encoder', 'task': {'encoder': backbone}}
+
+
+def to_mvdjax(
+    source: files.Source, family: Family | None, given: Given, ignore: tuple[str, ...] = ()
+) -> tuple[dict[str, Any], Family, Architecture, str]:
+    """Converts PyTorch tensors.
+
+    Args:
+      source: the file; emptied.
+      family: of the file, or None to recognise it.
+      given: what tensors do not say.
+      ignore: regexes of tensors that may be left behind.
+
+    Returns:
+      (leaves {path: array}, the family, the model, a table of every tensor).
+
+    Raises:
+      UserError: the tensors are not those of a model of the family.
+    """
+    family = family or families.recognise(list(source.shapes))
+    source.rename(family.canonical)
+    model = architecture.read_architecture(family, source.shapes, hub.read(source.hub_config, given))
+    expected, mapping = model.shapes(), architecture.make_rules(family, model)
+    tables = architecture.make_tables(family, model)
+    left = rules.check_source(mapping, tables, source.shapes, expected, ignore)
+    held = [name for name in tables if name in source]
+    leaves = rules.to_ours(mapping, tables, source, expected)
+    return leaves, family, model, rules.format_table(mapping, held, left, expected)
+
+
+def import_checkpoint(args: argparse.Namespace) -> str:
+    """PyTorch -> mvdjax. Returns what to print last."""
+    files.check_target(args.destination, args.overwrite)
+    source = files.open_source(args.source, args.key)
+    given = Given(args.heads, args.decoder_heads, args.input)
+    asked = families.get(args.family) if args.family else None
+    leaves, family, model, table = to_mvdjax(source, asked, given, tuple(args.ignore))
+    say(f'{args.source} is of the family {family.name} ({family.text})')
+    for note in source.notes:
+        say(f'note: {note}')
+    say(table)
+    names = hub.class_names(source.hub_config)
+    if args.classes:
+        with open(args.classes, encoding='utf-8') as file:
+            names = [line.strip() for line in file if line.strip()]
+    if names and len(names) != model.num_classes:
+        raise UserError(f'there are {len(names)} class names for {model.num_classes or "no"} classes')
+    config = _task_config(family, model, bool(source.hub_config.get('norm_pix_loss', True)))
+    if args.config:
+        config = _checked_config(args.config, args.overrides, model)
+    meta = {
+        'schema_version': checkpoints.SCHEMA_VERSION,
+        'step': 0,
+        'config': config,
+        'class_names': names,
+        'input_shape': list(model.input_shape),
+        'backbone': describe(model.vit()),
+        'family': family.name,
+        'sources': [
+            {'checkpoint': args.source, 'sha256': source.sha256(), 'licence': args.licence or family.licence}
+            | {'sources': []}
+        ],
+        'licence': args.licence or family.licence,
+    }
+    save(args.destination, leaves, json.loads(json.dumps(meta)))
+    leaves.clear()  # before they are read back
+    selfcheck.store(args.destination)
+    return f'wrote {args.destination}: a checkpoint for init.checkpoint, a teacher, evaluate and selfcheck'
+
+
+def _checked_config(file: str, overrides: list[str], model: Architecture) -> dict[str, Any]:
+    """A config whose model is the converted one."""
+    config = configs.load(file, overrides)
+    task = configs.make_task(config)
+    mine, theirs = describe(model.vit()), describe(task.backbone())
+    sizes = ('width', 'depth', 'heads', 'mlp_ratio')
+    mine |= {name: getattr(model.vit(), name) for name in sizes}
+    theirs |= {name: getattr(task.backbone(), name) for name in sizes}
+    if model.num_classes is not None:
+        mine['num_classes'], theirs['num_classes'] = model.num_classes, getattr(task, 'num_classes', None)
+    wrong = [f'{key} {mine[key]!r} (config: {theirs[key]!r})' for key in mine if mine[key] != theirs[key]]
+    if wrong:
+        raise UserError(f'the weights are of another model than {file}: {", ".join(wrong)}')
+    return config.to_dict()
+
+
+def save(destination: str, leaves: dict[str, Any], meta: dict[str, Any]) -> None:
+    """Writes a workdir with one checkpoint, at step 0, of parameters alone."""
+    folder = epath.Path(destination).resolve() / checkpoints.FOLDER
+    if folder.exists():
+        folder.rmtree()
+    # Not the asynchronous manager of training, which copies every array first.
+    handler = ocp.CompositeCheckpointHandler(
+        params=ocp.PyTreeCheckpointHandler(save_concurrent_gb=1), meta=ocp.JsonCheckpointHandler()
+    )
+    with ocp.Checkpointer(handler) as writer:
+        items = {'params': ocp.args.PyTreeSave(trees.unflatten(leaves)), 'meta': ocp.args.JsonSave(meta)}
+        writer.save(folder / '0', args=ocp.args.Composite(**items))
+
+
+def export_checkpoint(args: argparse.Namespace) -> str:
+    """mvdjax -> PyTorch. Returns what to print last."""
+    files.check_target(args.destination, args.overwrite)
+    meta = checkpoints.read_meta(args.source)
+    leaves = checkpoints.StoredParams(args.source, args.ema)
+    model = architecture.of_checkpoint(leaves.shapes, meta)
+    family = families.get(args.family) if args.family else architecture.family_of(model)
+    architecture.check_family(family, model)
+    mapping, tables = architecture.make_rules(family, model), architecture.make_tables(family, model)
+    config = None
+    if family.hub_class:
+        raw = str(meta['config']['task'].get('target', '')).endswith('_raw')
+        config = hub.write(family, model, meta['class_names'], not raw)
+    tensors = rules.to_theirs(mapping, tables, leaves, leaves.shapes)
+    if args.transformers == 5:
+        if not family.hub_class:
+            raise UserError(f'--transformers=5 is for the hf- families, and {family.name} is none')
+        tensors = {family.modernised(name): array for name, array in tensors.items()}
+    say(f'{args.source} as {family.name} ({family.text})')
+    say(rules.format_table(mapping, list(tables), [], model.shapes()))
+    files.write(args.destination, tensors, config)
+    return f'wrote {args.destination}; licence of the weights: {meta["licence"]}'
+
+
+IMPORT_ONLY = ('input', 'heads', 'decoder_heads', 'ignore', 'key', 'config', 'classes', 'licence')
+
+
+def _check_options(args: argparse.Namespace, exports: bool) -> None:
+    """Refuses options that only the other direction reads."""
+    idle = [name for name in (IMPORT_ONLY if exports else ('ema',)) if getattr(args, name)]
+    if not exports and args.transformers != 4:
+        idle.append('transformers')
+    if idle:
+        names = ', '.join(f'--{name.replace("_", "-")}' for name in idle)
+        direction = 'from PyTorch' if exports else 'to PyTorch'
+        raise UserError(f'{names}: only for converting {direction}, and {args.source} goes the other way')
+
+
+def _is_ours(path: str) -> bool:
+    try:
+        checkpoints.find_step_folder(path)
+    except UserError:
+        return False
+    return True
+
+
+def _size(text: str) -> tuple[int, int, int]:
+    try:
+        frames, height, width = (int(side) for side in text.lower().split('x'))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f'{text!r} is not FRAMESxHEIGHTxWIDTH, like 16x224x224') from None
+    return frames, height, width
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `mvdjax convert`."""
+    parser.add_argument('source', metavar='SRC', help='PyTorch file or folder, or a workdir or checkpoint of mvdjax')
+    parser.add_argument('destination', metavar='DST', help='workdir to make; or .pth, .safetensors, or an hf- folder')
+    parser.add_argument('--family', default='', help='what SRC or DST is in PyTorch (default: recognised)')
+    parser.add_argument('--input', type=_size, metavar='TxHxW', help='frames and pixels of an input, like 16x224x224')
+    parser.add_argument('--heads', type=int, help='of the encoder, if its width is of no published model')
+    parser.add_argument('--decoder-heads', type=int, help='of the decoders, likewise')
+    parser.add_argument('--ignore', action='append', default=[], metavar='REGEX', help='tensors to leave behind')
+    parser.add_argument('--key', default='', help='key of the state dict in a file that holds several')
+    parser.add_argument(
+        '--config', metavar='FILE[:ARG]', help='config that travels with the weights (predict needs it)'
+    )
+    parser.add_argument('--classes', metavar='FILE', help='class names, one per line')
+    parser.add_argument('--licence', default='', help='of the weights, to be stored with them')
+    parser.add_argument('--ema', action='store_true', help='write the moving average of SRC')
+    parser.add_argument(
+        '--transformers',
+        type=int,
+        choices=(4, 5),
+        default=4,
+        help='names of the hf- families: 4, as in the files on the hub (default; from_pretrained of both reads them), '
+        'or 5, as the modules of transformers 5 have them (for load_state_dict)',
+    )
+    parser.add_argument('--overwrite', action='store_true', help='replace DST')
+    kinds = '\n'.join(f'  {family.name:<22} {family.text}' for family in families.FAMILIES.values())
+    parser.epilog = f"""families:
+{kinds}
+
+example:
+  mvdjax convert mae_pretrain_vit_base.pth runs/mae_in1k_vit_b
+  mvdjax convert finetuned.pth runs/k400_vit_b --family=mvd-finetuned --config=configs/finetune/k400_vit_b.py
+  mvdjax convert runs/mvd_k400_vit_b_from_b_400 student.pth
+  mvdjax convert runs/videomae_k400_vit_b videomae-base/ --family=hf-videomae"""
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs `mvdjax convert`."""
+    if not os.path.exists(args.source):
+        raise UserError(f'{args.source} does not exist')
+    exports = _is_ours(args.source)
+    _check_options(args, exports)
+    say(export_checkpoint(args) if exports else import_checkpoint(args))
+    return 0

@@ -1,0 +1,169 @@
+"""`mvdjax selfcheck`: does this machine give the answers that a checkpoint gave where it was made?
+
+Two short clips travel with the package, H.264 in mp4 and VP9 in webm, drawn by this project's own demo generator. Their
+decoded pixels, features and logits are stored beside a checkpoint when it is made; the check decodes and computes them
+again and says which of the three differs: the decoder, or the arithmetic.
+"""
+
+import argparse
+import hashlib
+import importlib.resources
+import json
+import platform
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mvdjax import __version__, checkpoints, trees
+from mvdjax.console import say
+from mvdjax.convert import architecture
+from mvdjax.data import ops
+from mvdjax.data.decode import read_frames
+from mvdjax.errors import UserError
+from mvdjax.models.vit import Classifier
+from mvdjax.tasks.base import model_input
+
+CLIPS = ('h264.mp4', 'vp9.webm')
+GRID = (4, 6, 6)  # tokens at most, where positions can be had for any grid: a large model answers in seconds
+FILE = 'selfcheck.json'
+TOLERANCE = 1e-3  # of the largest value: far above float32 noise between machines, far below what changes a score
+
+
+def read_clip(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """A built-in clip as a model input: evenly spread frames, resized to cover the size, centre crop.
+
+    Args:
+      name: one of `CLIPS`.
+      shape: (frames, height, width, channels); other channels than 3 repeat the mean of the colours.
+
+    Returns:
+      uint8 array of that shape.
+    """
+    count, height, width, channels = shape
+    places: list[np.ndarray] = []
+
+    def pick(frames: int) -> np.ndarray:
+        unique, inverse = np.unique(np.linspace(0, frames - 1, count).astype(int), return_inverse=True)
+        places.append(inverse)
+        return unique
+
+    with importlib.resources.as_file(importlib.resources.files('mvdjax') / 'assets' / name) as path:
+        frames = read_frames(path, pick)[places[-1]]
+    clip = ops.center_crop(ops.short_side_resize(frames, (height, width)), (height, width))
+    if channels != 3:
+        clip = np.repeat(clip.mean(axis=-1, keepdims=True).astype(np.uint8), channels, axis=-1)
+    return clip
+
+
+def input_shape(model: architecture.Architecture) -> tuple[int, ...]:
+    """(frames, height, width, channels) of the clips: the model's input, cut to `GRID` unless positions are learned."""
+    vit = model.vit()
+    if vit.pos_embed == 'learned':
+        return model.input_shape
+    sides = (min(n, most) * p for n, most, p in zip(model.grid(), GRID, vit.patch, strict=True))
+    return (*sides, model.input_shape[-1])
+
+
+def answers(checkpoint: str) -> dict[str, Any]:
+    """What this machine makes of the built-in clips with a checkpoint.
+
+    Returns:
+      {clip: {'pixels': SHA-256 of the model input, 'features': mean of the last block's tokens, and for a classifier
+      'logits'}}.
+
+    Raises:
+      UserError: no checkpoint, or not of a ViT.
+    """
+    meta = checkpoints.read_meta(checkpoint)
+    leaves = checkpoints.StoredParams(checkpoint)
+    model = architecture.of_checkpoint(leaves.shapes, meta)
+    vit = model.vit()
+    module, prefix = (vit, 'backbone/') if model.num_classes is None else (Classifier(vit, model.num_classes), '')
+    device = jax.devices()[0]
+    needed = [name for name in leaves if name.startswith(prefix)]
+    # One after the other: a large model is not held twice.
+    params = trees.unflatten({n.removeprefix(prefix): jax.device_put(leaves.pop(n), device) for n in needed})
+
+    @jax.jit
+    def run(params: Any, video: jax.Array) -> dict[str, jax.Array]:
+        output, info = module.apply({'params': params}, model_input(video, vit))
+        if isinstance(module, Classifier):
+            return {'features': info['pooled'], 'logits': output}
+        return {'features': jnp.mean(info['last_block'].astype(jnp.float32), axis=1)}
+
+    found = {}
+    for name in CLIPS:
+        clip = read_clip(name, input_shape(model))
+        values = {key: np.asarray(value)[0] for key, value in run(params, clip[None]).items()}
+        pixels = hashlib.sha256(clip.tobytes()).hexdigest()
+        found[name] = {'pixels': pixels, **{key: [float(x) for x in value] for key, value in values.items()}}
+    return found
+
+
+def store(checkpoint: str) -> None:
+    """Computes the answers and stores them beside the checkpoint's parameters."""
+    made = {'mvdjax': __version__, 'jax': jax.__version__, 'device': jax.devices()[0].device_kind}
+    made['machine'] = platform.machine()
+    content = {'made_with': made, 'clips': answers(checkpoint)}
+    (checkpoints.find_step_folder(checkpoint) / FILE).write_text(json.dumps(content))
+
+
+def store_once(checkpoint: str) -> None:
+    """`store`, unless there are answers already: a finished run may be started again on another machine."""
+    if jax.process_index() == 0 and not (checkpoints.find_step_folder(checkpoint) / FILE).exists():
+        store(checkpoint)
+
+
+def compare(stored: Mapping[str, Any], found: Mapping[str, Any]) -> tuple[str, bool]:
+    """A table of what agrees, and whether all numbers do to `TOLERANCE` of the largest."""
+    lines, agrees = [], True
+    for name, want in stored.items():
+        got = found[name]
+        same = want['pixels'] == got['pixels']
+        parts = [f'pixels {"the same" if same else "differ"}']
+        for key in (k for k in want if k != 'pixels'):
+            a, b = np.asarray(want[key]), np.asarray(got[key])
+            error = float(np.abs(a - b).max() / max(np.abs(a).max(), 1e-30))
+            fits = bool(error <= TOLERANCE)  # false for NaN too
+            agrees &= fits
+            parts.append(f'{key} within {error:.1e}{"" if fits else " (too far)"}')
+            if key == 'logits':
+                parts.append(f'top class {"the same" if a.argmax() == b.argmax() else "differs"}')
+        lines.append(f'  {name:<9} {", ".join(parts)}')
+    return '\n'.join(lines), agrees
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `mvdjax selfcheck`."""
+    parser.add_argument('checkpoint', metavar='CHECKPOINT', help='workdir or checkpoint')
+    parser.add_argument('--store', action='store_true', help="store this machine's answers as the right ones")
+    parser.epilog = """example:
+  mvdjax selfcheck runs/mvd_k400_vit_b_from_b_400"""
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs `mvdjax selfcheck`. Fails if the answers differ."""
+    folder = checkpoints.find_step_folder(args.checkpoint)
+    if args.store:
+        store(args.checkpoint)
+        say(f'stored the answers of this machine in {folder / FILE}')
+        return 0
+    if not (folder / FILE).exists():
+        raise UserError(
+            f'{folder} has no {FILE}: store the answers on a machine that you trust, with '
+            f'mvdjax selfcheck {args.checkpoint} --store'
+        )
+    content = json.loads((folder / FILE).read_text())
+    table, agrees = compare(content['clips'], answers(args.checkpoint))
+    say(f'{folder}, made with {", ".join(f"{k} {v}" for k, v in content["made_with"].items())}')
+    say(table)
+    if not agrees:
+        raise UserError(
+            f'this machine gives other answers than the one that made the checkpoint (over {TOLERANCE:g}): where '
+            'pixels differ look at the decoder (PyAV, FFmpeg), else at the precision (jax_default_matmul_precision)'
+        )
+    say(f'this machine gives the stored answers, to {TOLERANCE:g}')
+    return 0
