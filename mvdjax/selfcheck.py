@@ -104,17 +104,25 @@ def answers(checkpoint: str) -> dict[str, Any]:
 
 
 def store(checkpoint: str) -> None:
-    """Computes the answers and stores them beside the checkpoint's parameters."""
+    """Computes the answers, in full precision, and stores them beside the checkpoint's parameters."""
     made = {'mvdjax': __version__, 'jax': jax.__version__, 'device': jax.devices()[0].device_kind}
     made['machine'] = platform.machine()
-    content = {'made_with': made, 'clips': answers(checkpoint)}
-    (checkpoints.find_step_folder(checkpoint) / FILE).write_text(json.dumps(content))
+    with jax.default_matmul_precision('highest'):  # or a check on a better machine would fail
+        content = {'made_with': made, 'clips': answers(checkpoint)}
+    folder = checkpoints.find_step_folder(checkpoint)
+    temporary = folder / f'.{FILE}'
+    temporary.write_text(json.dumps(content))
+    temporary.rename(folder / FILE)
 
 
 def store_once(checkpoint: str) -> None:
-    """`store`, unless there are answers already: a finished run may be started again on another machine."""
-    if jax.process_index() == 0 and not (checkpoints.find_step_folder(checkpoint) / FILE).exists():
+    """`store`, unless there are answers already; what went well up to here never fails for it."""
+    if jax.process_index() != 0 or (checkpoints.find_step_folder(checkpoint) / FILE).exists():
+        return
+    try:
         store(checkpoint)
+    except Exception as error:  # noqa: BLE001 - whatever it is, the checkpoint is whole
+        say(f'note: no answers for `mvdjax selfcheck` were stored ({type(error).__name__}: {error})')
 
 
 def compare(stored: Mapping[str, Any], found: Mapping[str, Any]) -> tuple[str, bool]:
@@ -156,8 +164,11 @@ def run(args: argparse.Namespace) -> int:
             f'{folder} has no {FILE}: store the answers on a machine that you trust, with '
             f'mvdjax selfcheck {args.checkpoint} --store'
         )
-    content = json.loads((folder / FILE).read_text())
-    table, agrees = compare(content['clips'], answers(args.checkpoint))
+    try:
+        content = json.loads((folder / FILE).read_text())
+        table, agrees = compare(content['clips'], answers(args.checkpoint))
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f'{folder / FILE} is damaged or of another version ({error!r}): store it again') from error
     say(f'{folder}, made with {", ".join(f"{k} {v}" for k, v in content["made_with"].items())}')
     say(table)
     if not agrees:

@@ -122,7 +122,8 @@ def given(params):
 def to_ours(kind, weights, params):
     """PyTorch-named arrays, through the converter, as a tree like `params` (arrays or abstract shapes)."""
     family = families.get(FAMILY.get(kind, kind))
-    leaves, _, _, _ = command.to_mvdjax(files.Source.of(weights), family, given(params))
+    source = files.Source.of(weights)
+    leaves, _ = command.understand(source, family, given(params)).read(source)
     if kind.endswith('_teacher'):  # an encoder alone, whose final norm the features never pass
         leaves = {path.removeprefix('backbone/'): leaf for path, leaf in leaves.items() if '/norm/' not in path}
     assert {path: leaf.shape for path, leaf in leaves.items()} == {

@@ -150,11 +150,14 @@ class Given:
       heads: of the encoder.
       decoder_heads: of the decoders.
       input_size: (frames, height, width).
+      mean, std: of the pixels, one value per channel.
     """
 
     heads: int | None = None
     decoder_heads: int | None = None
     input_size: tuple[int, int, int] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
 
 
 def _heads(width: int, known: Mapping[int, int], given: int | None, option: str) -> int:
@@ -168,6 +171,14 @@ def _heads(width: int, known: Mapping[int, int], given: int | None, option: str)
     return heads
 
 
+def _shape(name: str, axes: int, shapes: Mapping[str, Shape]) -> Shape:
+    """The shape of a tensor that must be there, with that many axes."""
+    if len(shapes.get(name, ())) != axes:
+        state = f'has the shape {shapes[name]}' if name in shapes else 'is missing'
+        raise UserError(f'{name} {state} in the file; this family has it, with {axes} axes')
+    return shapes[name]
+
+
 def _depth(blocks: str, shapes: Mapping[str, Shape]) -> int:
     """Blocks of a stack: one more than the highest number in the names."""
     pattern = re.compile(re.escape(blocks).replace(r'\{\}', r'(\d+)') + r'\.')
@@ -175,21 +186,16 @@ def _depth(blocks: str, shapes: Mapping[str, Shape]) -> int:
 
 
 def _stack(blocks: str, names: BlockNames, width: int, shapes: Mapping[str, Shape]) -> dict[str, Any]:
-    hidden = shapes.get(f'{blocks.format(0)}.{names.fc[0]}.weight', (0,))[0]
-    if not hidden:
-        raise UserError(f'the file lacks {blocks.format(0)}.{names.fc[0]}.weight')
+    hidden = _shape(f'{blocks.format(0)}.{names.fc[0]}.weight', 2, shapes)[0]
     return {'width': width, 'depth': _depth(blocks, shapes), 'mlp_ratio': hidden / width}
 
 
 def _decoder(family: Family, names: DecoderNames, shapes: Mapping[str, Shape], given: Given) -> dict[str, Any]:
-    for name in (f'{names.embed}.weight', f'{names.head}.weight'):
-        if name not in shapes:
-            raise UserError(f'the file lacks {name}: it has a part of that decoder only')
-    width = shapes[f'{names.embed}.weight'][0]
+    width, out_dim = (_shape(f'{module}.weight', 2, shapes)[0] for module in (names.embed, names.head))
     return {
         **_stack(names.blocks, family.block, width, shapes),
         'heads': _heads(width, family.decoder_heads, given.decoder_heads, '--decoder-heads'),
-        'out_dim': shapes[f'{names.head}.weight'][0],
+        'out_dim': out_dim,
         'embed_bias': f'{names.embed}.bias' in shapes,
         'pos_embed': family.pos_embed,
         'qkv_bias': family.qkv_bias,
@@ -203,13 +209,7 @@ def read_architecture(family: Family, shapes: Mapping[str, Shape], given: Given)
       UserError: tensors are missing, or the number of heads is not known for these widths.
     """
     names = family.encoder
-    weight = shapes.get(f'{names.patch}.weight', ())
-    if len(weight) != (4 if family.image else 5):
-        raise UserError(
-            f'{names.patch}.weight has shape {weight}; files of the family {family.name} have one of '
-            f'{4 if family.image else 5} axes'
-        )
-    width, channels, *kernel = weight
+    width, channels, *kernel = _shape(f'{names.patch}.weight', 4 if family.image else 5, shapes)
     patch = (1, *kernel) if family.image else tuple(kernel)
     learned = not family.stores_tables and bool(names.position) and names.position in shapes
     decoders = {
@@ -224,12 +224,14 @@ def read_architecture(family: Family, shapes: Mapping[str, Shape], given: Given)
         'pos_embed': 'learned' if learned else family.pos_embed,
         'cls_token': bool(names.cls_token),
         'qkv_bias': family.qkv_bias,
-        'final_norm': f'{names.norm}.weight' in shapes,
+        'final_norm': f'{names.norm}.weight' in shapes and not family.classifier,
     }
-    if channels != 3:  # nobody published statistics for other channels: the input is taken as it is
+    if given.mean and given.std:
+        backbone |= {'mean': given.mean, 'std': given.std}
+    elif channels != 3:  # nobody published statistics for other channels: the input is taken as it is
         backbone |= {'mean': (0.0,) * channels, 'std': (1.0,) * channels}
     size = given.input_size or _input_size(family, shapes, patch)
-    classes = shapes[f'{family.classifier[1]}.weight'][0] if family.classifier else None
+    classes = _shape(f'{family.classifier[1]}.weight', 2, shapes)[0] if family.classifier else None
     return Architecture(backbone, decoders, classes, (*size, channels))
 
 
@@ -237,7 +239,9 @@ def _input_size(family: Family, shapes: Mapping[str, Shape], patch: tuple[int, .
     """The published input; for a file with a square table of positions, the one of that table."""
     if not family.image:
         return (16, 224, 224)
-    tokens = shapes.get(family.encoder.position, (1, 14 * 14 + 1, 0))[1] - 1
+    tokens = 14 * 14
+    if family.encoder.position in shapes:
+        tokens = _shape(family.encoder.position, 3, shapes)[1] - 1
     side = math.isqrt(tokens)
     if side * side != tokens:
         raise UserError(f'{family.encoder.position} has {tokens} tokens, which make no square: give --input')
@@ -280,7 +284,12 @@ _NO_SIZE = {'width': 1, 'depth': 1, 'heads': 1, 'out_dim': 1}
 
 
 def _our_stack(path: str, shapes: Mapping[str, Shape]) -> dict[str, Any]:
-    depth, width, _, heads, _ = shapes[f'{path}/blocks/attn/qkv/kernel']
+    name = f'{path}/blocks/attn/qkv/kernel'
+    if name not in shapes:
+        raise UserError(
+            f'the checkpoint has no {name}: it is of a model that is not scanned, which convert does not know'
+        )
+    depth, width, _, heads, _ = shapes[name]
     hidden = shapes[f'{path}/blocks/mlp/fc1/kernel'][2]
     return {'width': width, 'depth': depth, 'heads': heads, 'mlp_ratio': hidden / width}
 

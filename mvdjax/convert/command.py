@@ -1,8 +1,10 @@
 """`mvdjax convert`: PyTorch checkpoints of the published models to this project's, and back."""
 
 import argparse
+import dataclasses
 import json
 import os
+import re
 from typing import Any
 
 import orbax.checkpoint as ocp
@@ -14,7 +16,9 @@ from mvdjax.console import say
 from mvdjax.convert import architecture, families, files, hub, rules
 from mvdjax.convert.architecture import Architecture, Given
 from mvdjax.convert.families import Family
+from mvdjax.convert.layouts import Shape
 from mvdjax.errors import UserError
+from mvdjax.models.vit import IMAGENET_MEAN, IMAGENET_STD
 from mvdjax.tasks.base import describe
 
 MASKS = {True: {'kind': 'random', 'ratio': 0.75}, False: {'kind': 'tube', 'ratio': 0.9}}  # published; by family.image
@@ -36,19 +40,38 @@ def _task_config(family: Family, model: Architecture, normalised_pixels: bool) -
     return {'task_name': 'encoder', 'task': {'encoder': backbone}}
 
 
-def to_mvdjax(
-    source: files.Source, family: Family | None, given: Given, ignore: tuple[str, ...] = ()
-) -> tuple[dict[str, Any], Family, Architecture, str]:
-    """Converts PyTorch tensors.
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """A PyTorch file, understood but not read yet.
+
+    Attributes:
+      family, model: what it is.
+      expected: shapes of our leaves.
+      mapping: how they lie there.
+      left: tensors that are left behind.
+    """
+
+    family: Family
+    model: Architecture
+    expected: dict[str, Shape]
+    mapping: list[rules.Rule]
+    left: list[str]
+
+    def read(self, source: files.Source) -> tuple[dict[str, Any], str]:
+        """(leaves {path: array}, a table of every tensor); the source is emptied."""
+        tables = rules.check_tables(architecture.make_tables(self.family, self.model), source)
+        leaves = rules.to_ours(self.mapping, source, self.expected)
+        return leaves, rules.format_table(self.mapping, tables, self.left, self.expected)
+
+
+def understand(source: files.Source, family: Family | None, given: Given, ignore: tuple[str, ...] = ()) -> Reading:
+    """Finds out what a file holds, from names and shapes alone.
 
     Args:
-      source: the file; emptied.
+      source: the file; its tensors get the family's names.
       family: of the file, or None to recognise it.
       given: what tensors do not say.
       ignore: regexes of tensors that may be left behind.
-
-    Returns:
-      (leaves {path: array}, the family, the model, a table of every tensor).
 
     Raises:
       UserError: the tensors are not those of a model of the family.
@@ -59,48 +82,63 @@ def to_mvdjax(
     expected, mapping = model.shapes(), architecture.make_rules(family, model)
     tables = architecture.make_tables(family, model)
     left = rules.check_source(mapping, tables, source.shapes, expected, ignore)
-    held = [name for name in tables if name in source]
-    leaves = rules.to_ours(mapping, tables, source, expected)
-    return leaves, family, model, rules.format_table(mapping, held, left, expected)
+    return Reading(family, model, expected, mapping, left)
+
+
+def _names(args: argparse.Namespace, source: files.Source, model: Architecture) -> list[str]:
+    """Class names of a classifier."""
+    names = hub.class_names(source.hub_config) if model.num_classes is not None else []
+    if args.classes:
+        try:
+            with open(args.classes, encoding='utf-8') as file:
+                names = [line.strip() for line in file if line.strip()]
+        except UnicodeDecodeError as error:
+            raise UserError(f'{args.classes} is no UTF-8 text ({error})') from error
+    if names and len(names) != model.num_classes:
+        raise UserError(f'there are {len(names)} class names for {model.num_classes or "no"} classes')
+    return names
 
 
 def import_checkpoint(args: argparse.Namespace) -> str:
     """PyTorch -> mvdjax. Returns what to print last."""
-    files.check_target(args.destination, args.overwrite)
+    if args.destination.endswith(('.safetensors', *files.TORCH_SUFFIXES)):
+        raise UserError(f'{args.source} and {args.destination} are both PyTorch files: DST is the name of a workdir')
     source = files.open_source(args.source, args.key)
     given = Given(args.heads, args.decoder_heads, args.input)
     asked = families.get(args.family) if args.family else None
-    leaves, family, model, table = to_mvdjax(source, asked, given, tuple(args.ignore))
+    reading = understand(source, asked, given, tuple(args.ignore))
+    family, model = reading.family, reading.model
+    vit, (frames, height, width, _) = model.vit(), model.input_shape
+    if args.decoder_heads and not model.decoders:
+        raise UserError(f'--decoder-heads: {args.source} has no decoder')
+    names = _names(args, source, model)
+    config = _task_config(family, model, bool(source.hub_config.get('norm_pix_loss', not source.hub_config)))
+    if args.config:
+        config = _checked_config(args.config, args.overrides, model)
+    elif args.overrides:
+        raise UserError(f'{args.overrides[0]} changes a config: give it, --config=FILE')
+    leaves, table = reading.read(source)
     say(f'{args.source} is of the family {family.name} ({family.text})')
+    say(
+        f'ViT {vit.width} wide, {vit.depth} deep, {vit.heads} heads; input {frames}x{height}x{width} (--heads, --input)'
+    )
     for note in source.notes:
         say(f'note: {note}')
     say(table)
-    names = hub.class_names(source.hub_config)
-    if args.classes:
-        with open(args.classes, encoding='utf-8') as file:
-            names = [line.strip() for line in file if line.strip()]
-    if names and len(names) != model.num_classes:
-        raise UserError(f'there are {len(names)} class names for {model.num_classes or "no"} classes')
-    config = _task_config(family, model, bool(source.hub_config.get('norm_pix_loss', True)))
-    if args.config:
-        config = _checked_config(args.config, args.overrides, model)
+    licence = args.licence or family.licence
     meta = {
         'schema_version': checkpoints.SCHEMA_VERSION,
         'step': 0,
         'config': config,
         'class_names': names,
         'input_shape': list(model.input_shape),
-        'backbone': describe(model.vit()),
+        'backbone': describe(vit),
         'family': family.name,
-        'sources': [
-            {'checkpoint': args.source, 'sha256': source.sha256(), 'licence': args.licence or family.licence}
-            | {'sources': []}
-        ],
-        'licence': args.licence or family.licence,
+        'sources': [{'checkpoint': args.source, 'sha256': source.sha256(), 'licence': licence, 'sources': []}],
+        'licence': licence,
     }
+    architecture.of_checkpoint(reading.expected, meta)  # what reads the checkpoint must understand it
     save(args.destination, leaves, json.loads(json.dumps(meta)))
-    leaves.clear()  # before they are read back
-    selfcheck.store(args.destination)
     return f'wrote {args.destination}: a checkpoint for init.checkpoint, a teacher, evaluate and selfcheck'
 
 
@@ -112,8 +150,10 @@ def _checked_config(file: str, overrides: list[str], model: Architecture) -> dic
     sizes = ('width', 'depth', 'heads', 'mlp_ratio')
     mine |= {name: getattr(model.vit(), name) for name in sizes}
     theirs |= {name: getattr(task.backbone(), name) for name in sizes}
-    if model.num_classes is not None:
-        mine['num_classes'], theirs['num_classes'] = model.num_classes, getattr(task, 'num_classes', None)
+    mine |= {'num_classes': model.num_classes, 'decoders': sorted(model.decoders)}
+    section = configs.section(config, 'task')
+    decoders = ['pixels'] if 'decoder' in section else sorted(section.get('teachers', {}))
+    theirs |= {'num_classes': getattr(task, 'num_classes', None), 'decoders': decoders}
     wrong = [f'{key} {mine[key]!r} (config: {theirs[key]!r})' for key in mine if mine[key] != theirs[key]]
     if wrong:
         raise UserError(f'the weights are of another model than {file}: {", ".join(wrong)}')
@@ -121,44 +161,53 @@ def _checked_config(file: str, overrides: list[str], model: Architecture) -> dic
 
 
 def save(destination: str, leaves: dict[str, Any], meta: dict[str, Any]) -> None:
-    """Writes a workdir with one checkpoint, at step 0, of parameters alone."""
-    folder = epath.Path(destination).resolve() / checkpoints.FOLDER
-    if folder.exists():
-        folder.rmtree()
-    # Not the asynchronous manager of training, which copies every array first.
+    """Writes a workdir with one checkpoint, at step 0, of parameters alone, and the answers for selfcheck.
+
+    `leaves` is emptied. Not the asynchronous manager of training writes it, which copies every array first.
+    """
     handler = ocp.CompositeCheckpointHandler(
         params=ocp.PyTreeCheckpointHandler(save_concurrent_gb=1), meta=ocp.JsonCheckpointHandler()
     )
-    with ocp.Checkpointer(handler) as writer:
+    with files.appearing(destination) as folder:
         items = {'params': ocp.args.PyTreeSave(trees.unflatten(leaves)), 'meta': ocp.args.JsonSave(meta)}
-        writer.save(folder / '0', args=ocp.args.Composite(**items))
+        with ocp.Checkpointer(handler) as writer:
+            writer.save(epath.Path(folder) / checkpoints.FOLDER / '0', args=ocp.args.Composite(**items))
+        items.clear()
+        leaves.clear()  # before they are read back
+        selfcheck.store_once(folder)
 
 
 def export_checkpoint(args: argparse.Namespace) -> str:
     """mvdjax -> PyTorch. Returns what to print last."""
-    files.check_target(args.destination, args.overwrite)
     meta = checkpoints.read_meta(args.source)
     leaves = checkpoints.StoredParams(args.source, args.ema)
-    model = architecture.of_checkpoint(leaves.shapes, meta)
+    left = [name for name in leaves if any(re.search(pattern, name) for pattern in args.ignore)]
+    shapes = {name: shape for name, shape in leaves.shapes.items() if name not in left}
+    model = architecture.of_checkpoint(shapes, meta)
     family = families.get(args.family) if args.family else architecture.family_of(model)
     architecture.check_family(family, model)
+    files.check_name(args.destination, bool(family.hub_class))
+    if args.transformers == 5 and not family.hub_class:
+        raise UserError(f'--transformers=5 is for the hf- families, and {family.name} is none')
     mapping, tables = architecture.make_rules(family, model), architecture.make_tables(family, model)
-    config = None
+    config, preprocessor = None, None
     if family.hub_class:
         raw = str(meta['config']['task'].get('target', '')).endswith('_raw')
         config = hub.write(family, model, meta['class_names'], not raw)
-    tensors = rules.to_theirs(mapping, tables, leaves, leaves.shapes)
-    if args.transformers == 5:
-        if not family.hub_class:
-            raise UserError(f'--transformers=5 is for the hf- families, and {family.name} is none')
-        tensors = {family.modernised(name): array for name, array in tensors.items()}
+        preprocessor = hub.preprocessor(model)
+    vit = model.vit()
     say(f'{args.source} as {family.name} ({family.text})')
-    say(rules.format_table(mapping, list(tables), [], model.shapes()))
-    files.write(args.destination, tensors, config)
+    if not family.hub_class and (tuple(vit.mean), tuple(vit.std)) != (IMAGENET_MEAN, IMAGENET_STD):
+        say(f'note: pixels are normalised with mean {vit.mean}, std {vit.std}, which such a file does not say')
+    tensors = rules.to_theirs(mapping, tables, leaves, shapes)
+    say(rules.format_table(mapping, dict.fromkeys(tables, 0.0), left, shapes))
+    if args.transformers == 5:
+        tensors = {family.modernised(name): array for name, array in tensors.items()}
+    files.write(args.destination, tensors, config, preprocessor)
     return f'wrote {args.destination}; licence of the weights: {meta["licence"]}'
 
 
-IMPORT_ONLY = ('input', 'heads', 'decoder_heads', 'ignore', 'key', 'config', 'classes', 'licence')
+IMPORT_ONLY = ('input', 'heads', 'decoder_heads', 'key', 'config', 'overrides', 'classes', 'licence')
 
 
 def _check_options(args: argparse.Namespace, exports: bool) -> None:
@@ -180,10 +229,24 @@ def _is_ours(path: str) -> bool:
     return True
 
 
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'{text!r} is not a whole number above 0')
+    return int(text)
+
+
+def _regex(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f'{text!r} is not a regular expression ({error})') from None
+    return text
+
+
 def _size(text: str) -> tuple[int, int, int]:
     try:
-        frames, height, width = (int(side) for side in text.lower().split('x'))
-    except ValueError:
+        frames, height, width = (_positive(side) for side in text.lower().split('x'))
+    except (ValueError, argparse.ArgumentTypeError):
         raise argparse.ArgumentTypeError(f'{text!r} is not FRAMESxHEIGHTxWIDTH, like 16x224x224') from None
     return frames, height, width
 
@@ -194,9 +257,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('destination', metavar='DST', help='workdir to make; or .pth, .safetensors, or an hf- folder')
     parser.add_argument('--family', default='', help='what SRC or DST is in PyTorch (default: recognised)')
     parser.add_argument('--input', type=_size, metavar='TxHxW', help='frames and pixels of an input, like 16x224x224')
-    parser.add_argument('--heads', type=int, help='of the encoder, if its width is of no published model')
-    parser.add_argument('--decoder-heads', type=int, help='of the decoders, likewise')
-    parser.add_argument('--ignore', action='append', default=[], metavar='REGEX', help='tensors to leave behind')
+    parser.add_argument('--heads', type=_positive, help='of the encoder, if its width is of no published model')
+    parser.add_argument('--decoder-heads', type=_positive, help='of the decoders, likewise')
+    parser.add_argument(
+        '--ignore',
+        action='append',
+        default=[],
+        type=_regex,
+        metavar='REGEX',
+        help='tensors (or leaves) to leave behind',
+    )
     parser.add_argument('--key', default='', help='key of the state dict in a file that holds several')
     parser.add_argument(
         '--config', metavar='FILE[:ARG]', help='config that travels with the weights (predict needs it)'
@@ -230,5 +300,6 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f'{args.source} does not exist')
     exports = _is_ours(args.source)
     _check_options(args, exports)
+    files.check_target(args.source, args.destination, args.overwrite)
     say(export_checkpoint(args) if exports else import_checkpoint(args))
     return 0

@@ -128,7 +128,10 @@ class Family:
             first |= {f'{module}.weight' for module in self.classifier}
         # A plain encoder could be anybody's: the names that only the other kinds have must be absent.
         strange = {'head.weight', 'cls_token', 'fc_norm.weight', 'classifier.weight'} - first
-        return first <= found and not found & strange
+        owners = {f'{decoder.embed}.weight' for decoder in self.decoders.values()}
+        # Without a decoder, plain names may be of an encoder from anywhere, with whatever positions.
+        plain = not self.encoder.cls_token and self.encoder.patch == _TIMM_ENCODER.patch and bool(self.decoders)
+        return first <= found and not found & strange and not (plain and not found & owners)
 
 
 _TIMM_ENCODER = EncoderNames('patch_embed.proj', 'blocks.{}', 'norm', 'pos_embed')
@@ -291,7 +294,10 @@ def recognise(names: Sequence[str]) -> Family:
     fitting = [family for family in FAMILIES.values() if family.fits(names)]
     if not fitting:
         shown = ', '.join(sorted(names)[:5])
-        raise UserError(f'no known family has tensors like {shown}; the families are {", ".join(FAMILIES)}')
+        raise UserError(
+            f'no known family has tensors like {shown}; the families are {", ".join(FAMILIES)}. An encoder alone under '
+            'plain names may have any positions: if it is an MVD student, say --family=mvd'
+        )
     if len(fitting) > 1:
         kinds = ' or '.join(f'--family={family.name}' for family in fitting)
         raise UserError(

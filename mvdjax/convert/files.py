@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from mvdjax.checkpoints import FOLDER
 from mvdjax.convert.layouts import Shape
 from mvdjax.errors import UserError
 
@@ -73,7 +74,16 @@ class Source:
         return self.readers.pop(name)()
 
     def rename(self, canonical: Callable[[str], str]) -> None:
-        """Gives the tensors other names."""
+        """Gives the tensors other names.
+
+        Raises:
+          UserError: two tensors would have the same.
+        """
+        names: dict[str, str] = {}
+        for name in self.shapes:
+            other = names.setdefault(canonical(name), name)
+            if other != name:
+                raise UserError(f'{other} and {name} are two spellings of one tensor, and the file has both')
         self.shapes = {canonical(name): shape for name, shape in self.shapes.items()}
         self.readers = {canonical(name): reader for name, reader in self.readers.items()}
 
@@ -98,21 +108,39 @@ def open_source(path: str, key: str = '') -> Source:
       UserError: no such file, a damaged one, or one that could run code.
     """
     source = Source(files=_files(path))
-    config = os.path.join(path, 'config.json')
-    if os.path.isdir(path) and os.path.exists(config):
-        with open(config, encoding='utf-8') as file:
-            source.hub_config = json.load(file)
+    hub = os.path.isdir(path) or os.path.basename(path) in HUB_FILES
+    folder = path if os.path.isdir(path) else os.path.dirname(path)
+    for name in ('config.json', 'preprocessor_config.json') if hub else ():
+        if os.path.exists(os.path.join(folder, name)):
+            source.hub_config |= read_json(os.path.join(folder, name))
     for name in source.files:
-        if name.endswith('.safetensors'):
-            _add_safetensors(source, name)
-        else:
+        if not name.endswith('.safetensors'):
             _add_pickled(source, name, key)
+        elif key:
+            raise UserError(f'--key is for pickled files; {name} holds one state dict')
+        else:
+            _add_safetensors(source, name)
     if not source.shapes:
-        raise UserError(f'{path} holds no tensors')
-    for prefix in PREFIXES:
-        if all(name.startswith(prefix) for name in source.shapes):
-            source.rename(functools.partial(re.compile(f'^{re.escape(prefix)}').sub, ''))
+        raise UserError(f'{path} holds no tensors' + (f' under {key!r}' if key else '; --key names another state dict'))
+    while prefix := next((p for p in PREFIXES if all(name.startswith(p) for name in source.shapes)), ''):
+        source.rename(functools.partial(re.compile(f'^{re.escape(prefix)}').sub, ''))
     return source
+
+
+def read_json(path: str) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+      UserError: the file holds something else.
+    """
+    try:
+        with open(path, encoding='utf-8') as file:
+            content = json.load(file)
+    except ValueError as error:
+        raise UserError(f'{path} is no JSON file ({error}): it is damaged') from error
+    if not isinstance(content, dict):
+        raise UserError(f'{path} holds a {type(content).__name__}, not a JSON object')
+    return content
 
 
 def _add_safetensors(source: Source, file: str) -> None:
@@ -127,6 +155,7 @@ def _add_safetensors(source: Source, file: str) -> None:
     try:
         with safetensors.safe_open(file, framework='pt') as tensors:
             for name in tensors.keys():  # noqa: SIM118 - no mapping
+                _check_new(source, name, file)
                 source.shapes[name] = tuple(tensors.get_slice(name).get_shape())
                 source.readers[name] = functools.partial(read, name)
     except safetensors.SafetensorError as error:
@@ -144,8 +173,16 @@ def _add_pickled(source: Source, file: str, key: str) -> None:
         if not isinstance(value, torch.Tensor):
             source.notes.append(f'{name} is no tensor and was not read')
             continue
+        _check_new(source, name, file)
         source.shapes[name] = tuple(value.shape)
         source.readers[name] = functools.partial(take, name)
+
+
+def _check_new(source: Source, name: Any, file: str) -> None:
+    if not isinstance(name, str):
+        raise UserError(f'{file} has a tensor under {name!r}, which is no name')
+    if name in source.shapes:
+        raise UserError(f'{name} is in {file} and in another file of the folder')
 
 
 def _find_state(source: Source, content: Any, file: str, key: str) -> dict[str, Any]:
@@ -189,7 +226,9 @@ def load_pickled(file: str) -> Any:
             f'{file} was not read: {what}, and unpickling such things can run code. Where you trust the file, save its '
             'state dict alone with torch.save, or as safetensors'
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # the unpickler trips over damage in many ways
         first = str(error).strip().split('\n', 1)[0][:200]
         raise UserError(f'{file} cannot be read as a PyTorch file ({first}): it is damaged or of another kind') from (
             error
@@ -213,8 +252,10 @@ def _files(path: str) -> list[str]:
         if os.path.exists(file):
             if not name.endswith('.json'):
                 return [file]
-            with open(file, encoding='utf-8') as index:
-                parts = sorted(set(json.load(index)['weight_map'].values()))
+            places = read_json(file).get('weight_map')
+            if not isinstance(places, dict) or not places:
+                raise UserError(f'{file} has no weight_map: it is damaged')
+            parts = sorted({str(part) for part in places.values()})
             return [os.path.join(path, os.path.basename(part)) for part in parts]
     deepspeed = sorted(glob.glob(os.path.join(glob.escape(path), '*mp_rank_00_model_states.pt')))
     if deepspeed:
@@ -225,51 +266,89 @@ def _files(path: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def _appearing(path: str) -> Iterator[str]:
+def appearing(path: str) -> Iterator[str]:
     """A temporary name beside `path`, renamed to it once all is written, removed if anything fails."""
-    folder = os.path.dirname(os.path.abspath(path))
-    os.makedirs(folder, exist_ok=True)
-    temporary = tempfile.mkdtemp(prefix='.mvdjax-', dir=folder)
+    path = os.path.abspath(path)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    temporary = tempfile.mkdtemp(prefix='.mvdjax-', dir=os.path.dirname(path))
     try:
-        target = os.path.join(temporary, os.path.basename(os.path.abspath(path)))
+        target = os.path.join(temporary, os.path.basename(path))
         yield target
         if os.path.isdir(path):
-            shutil.rmtree(path)
+            os.replace(path, os.path.join(temporary, 'old'))
         os.replace(target, path)
+    except UserError:
+        raise
+    except Exception as error:  # each writer reports a full disk with an exception of its own
+        first = str(error).strip().split('\n', 1)[0][:200]
+        raise UserError(
+            f'writing {path} failed ({first}): free space or fix the permissions; nothing was changed'
+        ) from (error)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def check_target(path: str, overwrite: bool) -> None:
-    """Raises UserError if a file or folder that is there would be replaced without being told to."""
-    if os.path.exists(path) and not overwrite:
-        raise UserError(f'{path} exists: choose another name, or say --overwrite')
+HUB_FOLDER = {'config.json', 'preprocessor_config.json', 'model.safetensors'}  # what `write` makes
 
 
-def write(path: str, tensors: Mapping[str, np.ndarray], hub_config: Mapping[str, Any] | None) -> None:
-    """Writes a state dict: a pickled file, a safetensors file, or with `hub_config` a Hugging Face folder.
+def check_target(source: str, target: str, overwrite: bool) -> None:
+    """Raises UserError where writing `target` would destroy something that was not meant.
+
+    Args:
+      source: what is read.
+      target: what is to be written.
+      overwrite: whether an earlier result may be replaced.
+    """
+    ends = [os.path.realpath(path) for path in (source, target)]
+    if os.path.commonpath(ends) in ends:
+        raise UserError(f'{target} and {source} lie within each other: choose another place')
+    if not os.path.exists(target):
+        return
+    if not overwrite:
+        raise UserError(f'{target} exists: choose another name, or say --overwrite')
+    if os.path.isdir(target):
+        found = set(os.listdir(target))
+        steps = os.path.join(target, FOLDER)
+        ours = found <= {FOLDER} and (not os.path.isdir(steps) or set(os.listdir(steps)) <= {'0'})
+        if not ours and not found <= HUB_FOLDER:
+            raise UserError(f'{target} holds more than convert writes, and is left alone: choose another name')
+
+
+def check_name(path: str, hub: bool) -> None:
+    """Raises UserError unless a name says what to write; a folder is for Hugging Face's families."""
+    if not hub and not path.endswith(('.safetensors', *TORCH_SUFFIXES)):
+        raise UserError(f'{path}: give a file ending in .pth or .safetensors (a folder is for the hf- families)')
+
+
+def write(
+    path: str,
+    tensors: Mapping[str, np.ndarray],
+    hub_config: Mapping[str, Any] | None = None,
+    preprocessor: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes a state dict: a pickled file, a safetensors file, or with the two JSONs a Hugging Face folder.
 
     Raises:
-      UserError: the name says none of these.
+      UserError: it cannot be written; what was there is untouched.
     """
+    check_name(path, hub_config is not None)
     if path.endswith('.safetensors'):
-        with _appearing(path) as file:
+        with appearing(path) as file:
             _write_safetensors(file, tensors)
     elif path.endswith(TORCH_SUFFIXES):
         torch = _torch()
         state = {name: torch.from_numpy(array) for name, array in tensors.items()}
-        with _appearing(path) as file:
+        with appearing(path) as file:
             # The original programs look under 'model'; Hugging Face's look for the tensors themselves.
             torch.save(state if hub_config else {'model': state}, file)
-    elif hub_config is not None:
-        with _appearing(path) as folder:
+    else:
+        with appearing(path) as folder:
             os.makedirs(folder)
             _write_safetensors(os.path.join(folder, 'model.safetensors'), tensors)
-            with open(os.path.join(folder, 'config.json'), 'w', encoding='utf-8') as file:
-                json.dump(hub_config, file, indent=2)
-                file.write('\n')
-    else:
-        raise UserError(f'{path}: give a file ending in .pth or .safetensors (a folder is for the hf- families)')
+            for name, content in (('config.json', hub_config), ('preprocessor_config.json', preprocessor)):
+                with open(os.path.join(folder, name), 'w', encoding='utf-8') as file:
+                    json.dump(content, file, indent=2)
+                    file.write('\n')
 
 
 def _write_safetensors(file: str, tensors: Mapping[str, np.ndarray]) -> None:

@@ -22,6 +22,9 @@ def read(config: Mapping[str, Any], given: Given) -> Given:
         return given
     if config.get('hidden_act', 'gelu') != 'gelu':
         raise UserError(f'config.json has hidden_act {config["hidden_act"]!r}; these models are built with gelu')
+    epsilon = config.get('layer_norm_eps', 1e-12)
+    if not isinstance(epsilon, float) or epsilon > 1e-5:
+        raise UserError(f'config.json has layer_norm_eps {epsilon!r}; these models are built with {EPSILON}')
     size = config.get('image_size', 224)
     height, width = (size, size) if isinstance(size, int) else size
     frames = config.get('num_frames', 1 if config.get('model_type') == 'vit_mae' else 16)
@@ -29,15 +32,30 @@ def read(config: Mapping[str, Any], given: Given) -> Given:
         given.heads or config.get('num_attention_heads'),
         given.decoder_heads or config.get('decoder_num_attention_heads'),
         given.input_size or (frames, height, width),
+        *(tuple(map(float, config[k])) if k in config else None for k in ('image_mean', 'image_std')),
     )
 
 
 def class_names(config: Mapping[str, Any]) -> list[str]:
     """The class names of a config.json, or [] where it has placeholders only."""
-    names = {int(i): str(name) for i, name in config.get('id2label', {}).items()}
+    names = {int(i): str(name) for i, name in (config.get('id2label') or {}).items() if str(i).isdigit()}
     if all(name == f'LABEL_{i}' for i, name in names.items()):
         return []
     return [names[i] for i in sorted(names)]
+
+
+def preprocessor(model: Architecture) -> dict[str, Any]:
+    """A preprocessor_config.json: what the pixels are normalised with."""
+    vit = model.vit()
+    _, height, width, _ = model.input_shape
+    return {
+        'image_processor_type': 'ViTImageProcessor' if model.input_shape[0] == 1 else 'VideoMAEImageProcessor',
+        'do_rescale': True,
+        'do_normalize': True,
+        'image_mean': list(vit.mean),
+        'image_std': list(vit.std),
+        'size': {'height': height, 'width': width},
+    }
 
 
 def write(family: Family, model: Architecture, names: Sequence[str], normalised_pixels: bool) -> dict[str, Any]:

@@ -6,12 +6,14 @@ import re
 from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Protocol
 
+import ml_dtypes
 import numpy as np
 
 from mvdjax.convert.layouts import Layout, Shape
 from mvdjax.errors import UserError
 
 TABLE_TOLERANCE = 1e-5  # of a fixed sin-cos table in a file: made in float32 by some, in float64 by others
+TABLE_DTYPES = (np.float32, np.float16, ml_dtypes.bfloat16)  # that files store such tables in
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +77,9 @@ def check_source(
     Raises:
       UserError: a tensor is missing, left over, or of another shape.
     """
+    if set(expected) != {rule.ours for rule in rules}:
+        odd = set(expected) ^ {rule.ours for rule in rules}
+        raise UserError(f'the family has no rule for {_several(sorted(odd))}: the file mixes two kinds of model')
     wanted = {
         n: s for r in rules for names in r.names() for n, s in zip(names, r.shapes(expected[r.ours]), strict=True)
     }
@@ -94,30 +99,34 @@ def check_source(
     return left
 
 
-def to_ours(
-    rules: Sequence[Rule],
-    tables: Mapping[str, np.ndarray],
-    source: Tensors,
-    expected: Mapping[str, Shape],
-) -> dict[str, np.ndarray]:
-    """Our leaves, float32, from a checked source, which is emptied on the way: both never lie in memory whole.
+def check_tables(tables: Mapping[str, np.ndarray], source: Tensors) -> dict[str, float]:
+    """Takes the fixed tables out of a source and compares them with ours.
+
+    Returns:
+      {name: largest difference} of those that the source has.
 
     Raises:
-      UserError: a fixed table of the source differs from ours.
+      UserError: a table is another one.
     """
+    found = {}
     for name, table in tables.items():
-        if name in source:
-            found = source.pop(name)
-            if found.shape != table.shape:
-                raise UserError(
-                    f'{name} is {found.shape}, but inputs of the given size make {table.shape}: give --input'
-                )
-            apart = float(np.abs(found - table).max())
-            if apart > TABLE_TOLERANCE:
-                raise UserError(
-                    f'{name} is up to {apart:.1e} away from the fixed sin-cos table of this family: the file holds '
-                    'learned positions, or positions of another grid'
-                )
+        if name not in source:
+            continue
+        theirs = source.pop(name)
+        if theirs.shape != table.shape:
+            raise UserError(f'{name} is {theirs.shape}, but inputs of the given size make {table.shape}: give --input')
+        found[name] = float(np.abs(theirs - table).max())
+        rounded = min(float(np.abs(theirs - table.astype(dtype)).max()) for dtype in TABLE_DTYPES)
+        if not rounded <= TABLE_TOLERANCE:
+            raise UserError(
+                f'{name} is up to {found[name]:.1e} away from the fixed sin-cos table of this family: the file holds '
+                'learned positions, or positions of another grid'
+            )
+    return found
+
+
+def to_ours(rules: Sequence[Rule], source: Tensors, expected: Mapping[str, Shape]) -> dict[str, np.ndarray]:
+    """Our leaves, float32, from a checked source, which is emptied on the way: both never lie in memory whole."""
     leaves = {}
     for rule in rules:
         shape = expected[rule.ours]
@@ -156,7 +165,7 @@ def to_theirs(
 
 
 def format_table(
-    rules: Sequence[Rule], tables: Sequence[str], left: Sequence[str], expected: Mapping[str, Shape]
+    rules: Sequence[Rule], tables: Mapping[str, float], left: Sequence[str], expected: Mapping[str, Shape]
 ) -> str:
     """A line for every rule, with the shapes of both sides; every tensor of either side is in exactly one."""
     rows = []
@@ -165,7 +174,7 @@ def format_table(
         shapes = rule.shapes(expected[rule.ours])
         for name, shape in zip(rule.theirs, shapes, strict=True):
             rows.append((name.replace('{}', blocks), str(shape), rule.ours, str(expected[rule.ours])))
-    rows += [(name, '', 'recomputed (fixed sin-cos table)', '') for name in tables]
+    rows += [(name, '', f'fixed sin-cos table, recomputed ({apart:.0e} apart)', '') for name, apart in tables.items()]
     rows += [(name, '', 'left behind (--ignore)', '') for name in left]
     widths = [max(len(row[i]) for row in rows) for i in range(3)]
     lines = [f'  {a:<{widths[0]}} {b:<{widths[1]}} {c:<{widths[2]}} {d}'.rstrip() for a, b, c, d in rows]

@@ -1,18 +1,19 @@
 """`mvdjax convert` in both directions, on the published lists of tensors, from the command line."""
 
-import json
 import re
 
 import numpy as np
 import pytest
 import safetensors.numpy
 import torch
-from golden_weights import golden, model_arrays, weight
+from golden_weights import assert_array, clip, golden, model_arrays, quick_jit, weight
 
 from mvdjax import checkpoints, evaluate, selfcheck
 from mvdjax import config as configs
 from mvdjax.convert import families
+from mvdjax.errors import UserError
 from mvdjax.main import main
+from mvdjax.tasks import mvd
 
 # family -> (golden case that lists its tensors, what tensors do not say)
 CASES = {
@@ -69,7 +70,7 @@ def test_there_and_back_is_exact(kind, tmp_path, capsys):
         assert back[name].flags['C_CONTIGUOUS']
 
 
-def test_a_converted_teacher_and_student_are_handed_over(tmp_path, capsys):
+def test_a_converted_student_answers_as_stored(tmp_path, capsys):
     source = save(published('mvd'), tmp_path / 'student.pth')
     main(['convert', source, str(tmp_path / 'ours'), *CASES['mvd'][1]])
     assert selfcheck.run(_args(tmp_path / 'ours')) == 0
@@ -139,14 +140,16 @@ def _seven_classes(request, tmp_path):
     ('change', 'options', 'message'),
     [
         (lambda s: s.pop('norm.bias'), [], 'lacks norm.bias'),
+        (lambda s: None, ['--family=mvd-finetuned'], 'head.weight is missing in the file'),
+        (lambda s: s.update({'patch_embed.proj.weight': np.zeros(3, np.float32)}), [], r'has the shape \(3,\)'),
         (lambda s: s.pop('blocks.1.attn.q_bias'), [], r'lacks blocks.1.attn.q_bias: it is of another family, or inco'),
         (lambda s: s.update(extra=np.zeros(3, np.float32)), [], r'extra of the file has no place .* --ignore=REGEX'),
         (lambda s: s.update({'norm.weight': np.zeros(3, np.float32)}), [], r'norm.weight is \(3,\), expected \(48,\)'),
         (lambda s: None, ['--heads=5'], '--heads=5 does not divide the width 48'),
         (lambda s: None, ['--input=16x60x64'], 'does not divide into patches'),
-        (lambda s: None, ['--family=videomae'], r'encoder.patch_embed.proj.weight has shape \(\)'),
+        (lambda s: None, ['--family=videomae'], 'encoder.patch_embed.proj.weight is missing'),
         (lambda s: None, ['--family=vmae'], "there is no 'vmae'; there are mae, "),
-        (lambda s: s.pop('decoder_img.head.weight'), [], 'lacks decoder_img.head.weight'),
+        (lambda s: s.pop('decoder_img.head.weight'), [], 'decoder_img.head.weight is missing'),
     ],
 )
 def test_what_does_not_fit_is_refused(change, options, message, tmp_path, capsys):
@@ -180,9 +183,6 @@ def test_unknown_heads_and_ambiguous_families_ask(tmp_path, capsys):
     assert 'say --family=videomae-finetuned or --family=mvd-finetuned' in capsys.readouterr().err
     assert main(['convert', source, str(tmp_path / 'ours'), '--family=mvd-finetuned']) == 1
     assert 'a width of 48 is of no published model' in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        main(['convert', source, str(tmp_path / 'ours'), '--input=224'])
-    assert "'224' is not FRAMESxHEIGHTxWIDTH" in capsys.readouterr().err
 
 
 def test_options_of_the_other_direction_and_existing_targets_are_refused(tmp_path, capsys):
@@ -225,9 +225,81 @@ def test_every_family_recognises_its_own_names():
         assert len(fitting) == (2 if 'finetuned' in kind else 1)
 
 
-def test_meta_is_json(tmp_path):
+def test_meta_of_a_converted_encoder(tmp_path):
     main(['convert', save(published('mae'), tmp_path / 's.pth'), str(tmp_path / 'ours'), *CASES['mae'][1]])
     meta = checkpoints.read_meta(str(tmp_path / 'ours'))
-    assert json.loads(json.dumps(meta)) == meta
     assert meta['config']['task_name'] == 'mae'
     assert meta['input_shape'] == [1, 64, 64, 3]
+    assert configs.make_task(configs.from_meta(meta)).target == 'mae'
+
+
+def test_converted_teachers_give_the_golden_targets(tmp_path, capsys):
+    """Both teachers of a distillation case, converted from files, loaded by the task that distils from them."""
+    name = 'mvd/distill_tiny_tube'
+    case, models = golden(name), {}
+    for teacher, options in (('image', ['--input=1x64x64']), ('video', ['--input=16x64x64'])):
+        state = {n: weight(n, s) for n, s in case['shapes'][f'{teacher}_teacher'].items()}
+        target = str(tmp_path / teacher)
+        heads = f'--heads={case[f"{teacher}_teacher"]["heads"]}'
+        assert main(['convert', save(state, tmp_path / f'{teacher}.pth'), target, heads, *options]) == 0
+        size = case[f'{teacher}_teacher']
+        models[teacher] = {'width': size['D'], 'depth': size['depth'], 'heads': size['heads']}
+    models['image'] |= {'patch': (1, 16, 16), 'pos_embed': 'sincos2d', 'cls_token': True, 'qkv_bias': 'full'}
+    models['video'] |= {'pos_embed': 'sincos1d'}
+    decoder = {'width': 32, 'depth': 1, 'heads': 2}
+    teachers = {n: {'model': m, 'checkpoint': str(tmp_path / n), 'decoder': decoder} for n, m in models.items()}
+    task = mvd.Task(student={'variant': 'debug'}, teachers=teachers, mask={'kind': 'tube', 'ratio': 0.5})
+    batch = {'video': clip(case['seed'], case['batch'], case['frames'], case['img'])}
+    targets = quick_jit(task.targets)(task.frozen(), batch)
+    for teacher in models:
+        assert_array(targets[teacher], name, f'teacher_{teacher}')
+    assert 'loaded' in capsys.readouterr().out
+
+
+def test_sixteen_bit_files_with_tables(tmp_path):
+    state = published('mae')
+    half = {name: torch.from_numpy(array).half() for name, array in state.items()}
+    torch.save({'model': half}, tmp_path / 's.pth')
+    assert main(['convert', str(tmp_path / 's.pth'), str(tmp_path / 'ours'), *CASES['mae'][1]]) == 0
+    assert main(['convert', str(tmp_path / 'ours'), str(tmp_path / 'b.pth')]) == 0
+    back = torch.load(tmp_path / 'b.pth')['model']
+    for name, array in half.items():
+        if 'pos_embed' in name:
+            np.testing.assert_array_equal(back[name], state[name])  # recomputed in full
+        else:
+            np.testing.assert_array_equal(back[name], array.float())
+
+
+def test_an_encoder_alone_can_be_written(tmp_path):
+    source = save(published('mvd'), tmp_path / 's.pth')
+    main(['convert', source, str(tmp_path / 'ours'), *CASES['mvd'][1]])
+    target = str(tmp_path / 'encoder.pth')
+    assert main(['convert', str(tmp_path / 'ours'), target, '--ignore=^decoders_', '--family=mvd']) == 0
+    encoder = torch.load(target)['model']
+    assert encoder.keys() == {n for n in published('mvd') if n.startswith(('patch_embed', 'blocks', 'norm'))}
+    with pytest.raises(UserError, match='if it is an MVD student, say --family=mvd'):
+        families.recognise(list(encoder))
+
+
+def test_a_config_of_another_stage_is_refused(tmp_path, capsys):
+    spec = tmp_path / 'config.py'
+    spec.write_text(CONFIG.format(data=tmp_path))
+    source, ours = save(published('mvd'), tmp_path / 's.pth'), tmp_path / 'ours'
+    assert main(['convert', source, str(ours), *CASES['mvd'][1], f'--config={spec}']) == 1
+    assert "num_classes None (config: 7), decoders ['image', 'video'] (config: [])" in capsys.readouterr().err
+    assert main(['convert', source, str(ours), *CASES['mvd'][1], '--config.task.num_classes=3']) == 1
+    assert 'changes a config: give it, --config=FILE' in capsys.readouterr().err
+    assert main(['convert', source, str(tmp_path / 'b.pth'), *CASES['mvd'][1]]) == 1
+    assert 'are both PyTorch files' in capsys.readouterr().err
+    assert not ours.exists()
+
+
+@pytest.mark.parametrize(
+    ('option', 'message'),
+    [('--heads=0', "'0' is not a whole number above 0"), ('--ignore=(', 'is not a regular expression')]
+    + [(f'--input={size}', 'is not FRAMESxHEIGHTxWIDTH') for size in ('224', '0x32x32', '16x-3x4')],
+)
+def test_bad_options(option, message, capsys):
+    with pytest.raises(SystemExit):
+        main(['convert', 'a.pth', 'b', option])
+    assert message in capsys.readouterr().err

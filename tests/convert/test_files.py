@@ -30,7 +30,7 @@ def read(path, key=''):
         {'model': STATE},
         {'module': STATE, 'optimizer': {'state': torch.ones(3)}, 'epoch': 7},
         {'state_dict': {f'module.{name}': value for name, value in STATE.items()}},
-        {'model': {f'_orig_mod.{name}': value for name, value in STATE.items()}},
+        {'model': {f'_orig_mod.module.{name}': value for name, value in STATE.items()}},
         {'model': collections.OrderedDict(STATE), 'args': argparse.Namespace(lr=1e-3, model='vit')},
     ],
     ids=['bare', 'model', 'deepspeed', 'state_dict_module', 'compiled', 'with_options'],
@@ -124,7 +124,12 @@ def test_damaged_files(tmp_path, kind):
         torch.save({'model': {'a': torch.zeros(1000)}}, whole)
     else:
         safetensors.torch.save_file({'a': torch.zeros(1000)}, whole)
-    for name, content in (('cut', whole.read_bytes()[:1500]), ('empty', b''), ('text', b'<!DOCTYPE html> not found')):
+    for name, content in (
+        ('cut', whole.read_bytes()[:1500]),
+        ('empty', b''),
+        ('text', b'<!DOCTYPE html> not found'),
+        ('pops', b'epoch 1'),
+    ):
         file = tmp_path / f'{name}.{kind}'
         file.write_bytes(content)
         with pytest.raises(UserError, match=rf'{name}\.{kind}'):
@@ -153,23 +158,58 @@ def test_wrong_paths(tmp_path):
         files.open_source(str(tmp_path / 'a.txt'))
 
 
-def test_writing_is_all_or_nothing(tmp_path, monkeypatch):
+@pytest.mark.parametrize('error', [RuntimeError('PytorchStreamWriter failed writing file'), OSError(28, 'No space')])
+def test_writing_is_all_or_nothing(tmp_path, monkeypatch, error):
     arrays = {'a': np.arange(4, dtype=np.float32)}
     target = tmp_path / 'out.pth'
     target.write_text('old')
-    with pytest.raises(UserError, match=r'out\.pth exists: choose another name, or say --overwrite'):
-        files.check_target(str(target), overwrite=False)
 
     def full(*_):
-        raise OSError(28, 'No space left on device', str(target))
+        raise error
 
     with monkeypatch.context() as patch:
         patch.setattr(torch, 'save', full)
-        with pytest.raises(OSError, match='No space left'):
-            files.write(str(target), arrays, None)
+        with pytest.raises(UserError, match=r'writing .*out\.pth failed \(.*free space'):
+            files.write(str(target), arrays)
     assert [p.name for p in tmp_path.iterdir()] == ['out.pth']
     assert target.read_text() == 'old'
-    files.write(str(target), arrays, None)
+    files.write(str(target), arrays)
     np.testing.assert_array_equal(torch.load(target)['model']['a'], arrays['a'])
     with pytest.raises(UserError, match='a folder is for the hf- families'):
-        files.write(str(tmp_path / 'folder'), arrays, None)
+        files.write(str(tmp_path / 'folder'), arrays)
+
+
+def test_what_may_be_replaced(tmp_path):
+    source, target = tmp_path / 'source', tmp_path / 'target'
+    for folder in (source, target):
+        (folder / 'checkpoints' / '0').mkdir(parents=True)
+    with pytest.raises(UserError, match='target exists: choose another name, or say --overwrite'):
+        files.check_target(str(source), str(target), overwrite=False)
+    files.check_target(str(source), str(target), overwrite=True)
+    for other in (source, tmp_path, source / 'checkpoints'):
+        with pytest.raises(UserError, match='lie within each other'):
+            files.check_target(str(source), str(other), overwrite=True)
+    for extra in ('checkpoints/500', 'notes'):
+        (target / extra).mkdir()
+        with pytest.raises(UserError, match='holds more than convert writes, and is left alone'):
+            files.check_target(str(source), str(target), overwrite=True)
+        (target / extra).rmdir()
+
+
+@pytest.mark.parametrize(('name', 'text'), [('config.json', '{'), ('model.safetensors.index.json', '{}')])
+def test_damaged_json(tmp_path, name, text):
+    if name == 'config.json':
+        safetensors.torch.save_file(STATE, tmp_path / 'model.safetensors')
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=rf'{name}.* damaged'):
+        files.open_source(str(tmp_path))
+
+
+def test_one_name_twice(tmp_path):
+    torch.save({'x.query.bias': torch.zeros(2), 'x.q_bias': torch.zeros(2)}, tmp_path / 'file.pth')
+    source = files.open_source(str(tmp_path / 'file.pth'))
+    with pytest.raises(UserError, match=r'x\.query\.bias and x\.q_bias are two spellings'):
+        source.rename(lambda name: name.replace('query.bias', 'q_bias'))
+    torch.save({3: torch.zeros(2)}, tmp_path / 'file.pth')
+    with pytest.raises(UserError, match='has a tensor under 3, which is no name'):
+        files.open_source(str(tmp_path / 'file.pth'))

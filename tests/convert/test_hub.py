@@ -17,10 +17,11 @@ from transformers import (
     ViTMAEForPreTraining,
 )
 
-from mvdjax import checkpoints, trees
+from mvdjax import checkpoints, losses, trees
 from mvdjax import config as configs
 from mvdjax.main import main
 from mvdjax.models.embed import position_table
+from mvdjax.models.masked_vit import split_mask
 
 SIZE = {
     'hidden_size': 48,
@@ -79,7 +80,10 @@ def pixels(video):
     return torch.tensor(((video / 255.0 - mean) / std).transpose(0, 1, 4, 2, 3), dtype=torch.float32)
 
 
-def test_videomae_pretraining(tmp_path):
+@pytest.mark.parametrize('epsilon', [1e-6, 1e-12])  # the originals', and Hugging Face's own
+def test_videomae_pretraining(tmp_path, monkeypatch, epsilon):
+    monkeypatch.setitem(VIDEO, 'layer_norm_eps', epsilon)
+    name = 'VideoMAEForPreTraining' + ('' if epsilon == SIZE['layer_norm_eps'] else f', epsilon {epsilon:g}')
     model = make('hf-videomae', tmp_path / 'hub')
     task, params, _ = convert(tmp_path / 'hub', tmp_path / 'ours')
     video = clip(2, (4, 32, 32, 3))
@@ -101,10 +105,10 @@ def test_videomae_pretraining(tmp_path):
 
     task = type(task)(**{**vars(task), 'mask': {'kind': 'tube', 'ratio': 0.75}})
     prediction, loss, encoded = quick_jit(ours)(params)
-    assert_close(prediction, theirs.logits, 'VideoMAEForPreTraining', 'prediction', **FORWARD)
+    assert_close(prediction, theirs.logits, name, 'prediction', **FORWARD)
     hidden = model.videomae(pixels(video), torch.tensor(mask))[0].detach()
-    assert_close(encoded, hidden, 'VideoMAEForPreTraining', 'hidden states', **FORWARD)
-    assert_close(loss, theirs.loss, 'VideoMAEForPreTraining', 'loss', **LOSS)
+    assert_close(encoded, hidden, name, 'hidden states', **FORWARD)
+    assert_close(loss, theirs.loss, name, 'loss', **LOSS)
 
 
 def test_videomae_classifier(tmp_path):
@@ -113,11 +117,13 @@ def test_videomae_classifier(tmp_path):
     assert meta['class_names'] == list(NAMES.values())
     video = clip(3, (4, 32, 32, 3))
     with torch.no_grad():
-        theirs = model(pixels(video), output_hidden_states=True)
+        theirs = model(pixels(video), labels=torch.tensor([0, 3, 2]), output_hidden_states=True)
     normalised = jnp.asarray(pixels(video).numpy().transpose(0, 1, 3, 4, 2))
     logits, _ = quick_jit(task.classifier().apply)({'params': params}, normalised)
     _, info = quick_jit(task.backbone().apply)({'params': params['backbone']}, normalised)
     assert_close(logits, theirs.logits, 'VideoMAEForVideoClassification', 'logits', **FORWARD)
+    loss = losses.soft_cross_entropy(logits, jax.nn.one_hot(np.array([0, 3, 2]), 5)).mean()
+    assert_close(loss, theirs.loss, 'VideoMAEForVideoClassification', 'loss', **LOSS)
     hidden = theirs.hidden_states[-1]
     assert_close(info['last_block'], hidden, 'VideoMAEForVideoClassification', 'hidden states', **FORWARD)
 
@@ -128,14 +134,21 @@ def test_mae(tmp_path):
     images = clip(2, (1, 32, 32, 3))
     noise = np.random.default_rng(1).permuted(np.tile(np.arange(16) / 16, (2, 1)), axis=1)
     with torch.no_grad():
-        theirs = model(pixels(images)[:, 0], torch.tensor(noise))
+        theirs = model(pixels(images)[:, 0], torch.tensor(noise), output_hidden_states=True)
     mask = theirs.mask.numpy().astype(bool)
     batch = {'video': images, 'mask': mask}
 
     def ours(params):
-        return task.reconstruct(params, batch, {}, False)[0], task.loss(params, {}, batch, {}, False)[0]
+        inputs = jnp.asarray(pixels(images).numpy().transpose(0, 1, 3, 4, 2))
+        visible, _ = split_mask(jnp.asarray(mask), 12)
+        _, info = task.backbone().apply({'params': params['backbone']}, inputs, visible)
+        prediction = task.reconstruct(params, batch, {}, False)[0]
+        return prediction, task.loss(params, {}, batch, {}, False)[0], info['last_block']
 
-    prediction, loss = quick_jit(ours)(params)
+    prediction, loss, hidden = quick_jit(ours)(params)
+    order = np.argsort(np.argsort(noise, axis=1)[:, :4], axis=1)  # theirs keep the shuffled order
+    kept = np.take_along_axis(theirs.hidden_states[-1].numpy()[:, 1:], order[..., None], axis=1)
+    assert_close(hidden, kept, 'ViTMAEForPreTraining', 'hidden states', **FORWARD)
     wanted = theirs.logits.numpy()[mask].reshape(prediction.shape)
     assert_close(prediction, wanted, 'ViTMAEForPreTraining', 'prediction', **FORWARD)
     assert_close(loss, theirs.loss, 'ViTMAEForPreTraining', 'loss', **LOSS)
@@ -167,12 +180,27 @@ def test_exported_weights_load_strictly_there(kind, tmp_path):
         np.testing.assert_array_equal(fresh.state_dict()[name], value, err_msg=name)
 
 
-def test_other_activations_are_refused(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [({'hidden_act': 'relu'}, "hidden_act 'relu'"), ({'layer_norm_eps': 1e-3}, 'layer_norm_eps 0.001')],
+)
+def test_models_that_compute_something_else_are_refused(change, message, tmp_path, capsys):
     make('hf-videomae-finetuned', tmp_path / 'hub')
     config = json.loads((tmp_path / 'hub/config.json').read_text())
-    (tmp_path / 'hub/config.json').write_text(json.dumps({**config, 'hidden_act': 'relu'}))
+    (tmp_path / 'hub/config.json').write_text(json.dumps({**config, **change}))
     assert main(['convert', str(tmp_path / 'hub'), str(tmp_path / 'ours')]) == 1
-    assert "hidden_act 'relu'" in capsys.readouterr().err
+    assert message in capsys.readouterr().err
+
+
+def test_pixel_statistics_travel_both_ways(tmp_path):
+    make('hf-videomae-finetuned', tmp_path / 'hub')
+    statistics = {'image_mean': [0.5, 0.5, 0.5], 'image_std': [0.25, 0.5, 1.0]}
+    (tmp_path / 'hub/preprocessor_config.json').write_text(json.dumps(statistics))
+    task, _, _ = convert(tmp_path / 'hub', tmp_path / 'ours')
+    assert (task.backbone().mean, task.backbone().std) == ((0.5, 0.5, 0.5), (0.25, 0.5, 1.0))
+    assert main(['convert', str(tmp_path / 'ours'), str(tmp_path / 'b'), '--family=hf-videomae-finetuned']) == 0
+    written = json.loads((tmp_path / 'b/preprocessor_config.json').read_text())
+    assert {key: written[key] for key in statistics} == statistics
 
 
 def test_channels_and_other_grids(tmp_path):
