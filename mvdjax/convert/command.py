@@ -3,10 +3,12 @@
 import argparse
 import dataclasses
 import json
+import math
 import os
 import re
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
@@ -163,17 +165,25 @@ def _checked_config(file: str, overrides: list[str], model: Architecture) -> dic
 def save(destination: str, leaves: dict[str, Any], meta: dict[str, Any]) -> None:
     """Writes a workdir with one checkpoint, at step 0, of parameters alone, and the answers for selfcheck.
 
-    `leaves` is emptied. Not the asynchronous manager of training writes it, which copies every array first.
+    `leaves` is emptied. What is chosen here is what holds the least in memory beside the leaves themselves: jax arrays
+    (views of the leaves, on the host) are written a few at a time, NumPy arrays all at once; nothing is compressed,
+    which float32 weights would hardly be.
     """
+    largest = max(leaf.nbytes for leaf in leaves.values())
     handler = ocp.CompositeCheckpointHandler(
-        params=ocp.PyTreeCheckpointHandler(save_concurrent_gb=1), meta=ocp.JsonCheckpointHandler()
+        params=ocp.PyTreeCheckpointHandler(
+            save_concurrent_gb=math.ceil(largest / 1e9), use_compression=False, use_ocdbt=False
+        ),
+        meta=ocp.JsonCheckpointHandler(),
     )
+    host = jax.devices('cpu')[0]
+    arrays = trees.unflatten({name: jax.device_put(leaves.pop(name), host) for name in list(leaves)})
     with files.appearing(destination) as folder:
-        items = {'params': ocp.args.PyTreeSave(trees.unflatten(leaves)), 'meta': ocp.args.JsonSave(meta)}
+        items = {'params': ocp.args.PyTreeSave(arrays), 'meta': ocp.args.JsonSave(meta)}
         with ocp.Checkpointer(handler) as writer:
             writer.save(epath.Path(folder) / checkpoints.FOLDER / '0', args=ocp.args.Composite(**items))
         items.clear()
-        leaves.clear()  # before they are read back
+        del arrays  # before they are read back
         selfcheck.store_once(folder)
 
 
