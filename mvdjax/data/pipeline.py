@@ -116,7 +116,6 @@ class BadFiles:
         """Notes a file, unless it is there already. Threads, workers and hosts may share the record."""
         if self._path is None or record.path in self._seen:
             return
-        self._seen.add(record.path)
         line = json.dumps({'path': record.path, 'line': record.line, 'reason': error.reason}) + '\n'
         with open(self._path, 'a+', encoding='utf-8') as file:
             with contextlib.suppress(OSError):  # a file system without locks: a file may be listed twice
@@ -125,6 +124,7 @@ class BadFiles:
                 file.seek(0)
                 text = file.read()  # a kill may have cut the last line short
                 file.write(line if not text or text.endswith('\n') else '\n' + line)
+        self._seen.add(record.path)  # once it stands there: another thread must not go on, and fail, before it does
 
 
 def read_bad_files(path: str) -> list[dict[str, Any]]:
