@@ -50,8 +50,18 @@ class Checkpoints:
         self._manager.close()
 
     def latest(self) -> int | None:
-        """The newest committed step, or None."""
-        return self._manager.latest_step()
+        """The newest committed step, or None.
+
+        Raises:
+          UserError: the checkpoint is a converted one, which no run can go on from.
+        """
+        step = self._manager.latest_step()
+        if step == 0:
+            raise UserError(
+                f'{self._manager.directory} holds converted weights, not a run: give their workdir as init.checkpoint '
+                'and the run a workdir of its own'
+            )
+        return step
 
     def save(self, state: TrainState, meta: Mapping[str, Any]) -> None:
         """Starts saving; returns once the state may be donated. A step that is already there is left alone.

@@ -7,6 +7,7 @@ import pytest
 import safetensors.numpy
 import torch
 from golden_weights import assert_array, clip, golden, model_arrays, quick_jit, weight
+from small_runs import arguments
 
 from mvdjax import checkpoints, evaluate, selfcheck
 from mvdjax import config as configs
@@ -292,6 +293,14 @@ def test_a_config_of_another_stage_is_refused(tmp_path, capsys):
     assert main(['convert', source, str(tmp_path / 'b.pth'), *CASES['mvd'][1]]) == 1
     assert 'are both PyTorch files' in capsys.readouterr().err
     assert not ours.exists()
+
+
+def test_converted_weights_are_no_run_to_go_on_with(tmp_path, demo_data, capsys):
+    source, ours = save(published('mvd'), tmp_path / 's.pth'), str(tmp_path / 'ours')
+    main(['convert', source, ours, *CASES['mvd'][1]])
+    spec, overrides = arguments('finetune', demo_data)
+    assert main(['train', f'--config={spec}', f'--workdir={ours}', *overrides]) == 1
+    assert 'holds converted weights, not a run: give their workdir as init.checkpoint' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
