@@ -9,6 +9,7 @@ import re
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
@@ -50,6 +51,7 @@ class Reading:
       family, model: what it is.
       expected: shapes of our leaves.
       mapping: how they lie there.
+      tables: fixed position tables that the file may hold.
       left: tensors that are left behind.
     """
 
@@ -57,11 +59,12 @@ class Reading:
     model: Architecture
     expected: dict[str, Shape]
     mapping: list[rules.Rule]
+    tables: dict[str, np.ndarray]
     left: list[str]
 
     def read(self, source: files.Source) -> tuple[dict[str, Any], str]:
         """(leaves {path: array}, a table of every tensor); the source is emptied."""
-        tables = rules.check_tables(architecture.make_tables(self.family, self.model), source)
+        tables = rules.check_tables(self.tables, source)
         leaves = rules.to_ours(self.mapping, source, self.expected)
         return leaves, rules.format_table(self.mapping, tables, self.left, self.expected)
 
@@ -84,7 +87,7 @@ def understand(source: files.Source, family: Family | None, given: Given, ignore
     expected, mapping = model.shapes(), architecture.make_rules(family, model)
     tables = architecture.make_tables(family, model)
     left = rules.check_source(mapping, tables, source.shapes, expected, ignore)
-    return Reading(family, model, expected, mapping, left)
+    return Reading(family, model, expected, mapping, tables, left)
 
 
 def _names(args: argparse.Namespace, source: files.Source, model: Architecture) -> list[str]:
@@ -165,9 +168,9 @@ def _checked_config(file: str, overrides: list[str], model: Architecture) -> dic
 def save(destination: str, leaves: dict[str, Any], meta: dict[str, Any]) -> None:
     """Writes a workdir with one checkpoint, at step 0, of parameters alone, and the answers for selfcheck.
 
-    `leaves` is emptied. What is chosen here is what holds the least in memory beside the leaves themselves: jax arrays
-    (views of the leaves, on the host) are written a few at a time, NumPy arrays all at once; nothing is compressed,
-    which float32 weights would hardly be.
+    `leaves` is emptied. jax arrays (views of the leaves, on the host) and no compression, which would hardly shrink
+    float32 weights, took the least memory of what was tried; Orbax still holds about a second copy while it writes
+    (docs/benchmarks.md).
     """
     largest = max(leaf.nbytes for leaf in leaves.values())
     handler = ocp.CompositeCheckpointHandler(
