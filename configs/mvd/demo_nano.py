@@ -34,7 +34,6 @@ def get_config(arg: str = '') -> ConfigDict:
             },
             'video': {
                 'model': {'variant': 'nano', 'patch': patch},
-                'weight': 2.5,  # its normalised features vary less, so its loss is that much smaller
                 'checkpoint': 'random' if debug else 'quickstart/runs/video_teacher',
                 'decoder': decoder,
             },
