@@ -9,6 +9,7 @@ import argparse
 import hashlib
 import importlib.resources
 import json
+import math
 import platform
 from collections.abc import Mapping
 from typing import Any
@@ -83,9 +84,11 @@ def answers(checkpoint: str) -> dict[str, Any]:
     vit = model.vit()
     module, prefix = (vit, 'backbone/') if model.num_classes is None else (Classifier(vit, model.num_classes), '')
     device = jax.devices()[0]
-    needed = [name for name in leaves if name.startswith(prefix)]
-    # One after the other: a large model is not held twice.
-    params = trees.unflatten({n.removeprefix(prefix): jax.device_put(leaves.pop(n), device) for n in needed})
+    # One after the other, the largest first, each copied before the next is read: a large model is not held twice.
+    needed = sorted((n for n in leaves if n.startswith(prefix)), key=lambda n: -math.prod(leaves.shapes[n]))
+    params = trees.unflatten(
+        {n.removeprefix(prefix): jax.block_until_ready(jax.device_put(leaves.pop(n), device)) for n in needed}
+    )
 
     @jax.jit
     def run(params: Any, video: jax.Array) -> dict[str, jax.Array]:

@@ -123,7 +123,8 @@ def to_ours(kind, weights, params):
     """PyTorch-named arrays, through the converter, as a tree like `params` (arrays or abstract shapes)."""
     family = families.get(FAMILY.get(kind, kind))
     source = files.Source.of(weights)
-    leaves, _ = command.understand(source, family, given(params)).read(source)
+    found, _ = command.understand(source, family, given(params)).read(source)
+    leaves = {path: leaf.read() for path, leaf in found.items()}
     if kind.endswith('_teacher'):  # an encoder alone, whose final norm the features never pass
         leaves = {path.removeprefix('backbone/'): leaf for path, leaf in leaves.items() if '/norm/' not in path}
     assert {path: leaf.shape for path, leaf in leaves.items()} == {

@@ -2,24 +2,22 @@
 
 import argparse
 import dataclasses
+import functools
 import json
-import math
 import os
 import re
 from typing import Any
 
-import jax
 import numpy as np
-import orbax.checkpoint as ocp
-from etils import epath
 
-from mvdjax import checkpoints, selfcheck, trees
+from mvdjax import checkpoints
 from mvdjax import config as configs
 from mvdjax.console import say
-from mvdjax.convert import architecture, families, files, hub, rules
+from mvdjax.convert import architecture, families, files, hub, rules, writing
 from mvdjax.convert.architecture import Architecture, Given
 from mvdjax.convert.families import Family
 from mvdjax.convert.layouts import Shape
+from mvdjax.convert.writing import Leaf
 from mvdjax.errors import UserError
 from mvdjax.models.vit import IMAGENET_MEAN, IMAGENET_STD
 from mvdjax.tasks.base import describe
@@ -62,10 +60,13 @@ class Reading:
     tables: dict[str, np.ndarray]
     left: list[str]
 
-    def read(self, source: files.Source) -> tuple[dict[str, Any], str]:
-        """(leaves {path: array}, a table of every tensor); the source is emptied."""
+    def read(self, source: files.Source) -> tuple[dict[str, Leaf], str]:
+        """(leaves by path, a table of every tensor); making the leaves empties the source."""
         tables = rules.check_tables(self.tables, source)
-        leaves = rules.to_ours(self.mapping, source, self.expected)
+        leaves = {}
+        for rule in self.mapping:
+            shape = self.expected[rule.ours]
+            leaves[rule.ours] = Leaf(shape, functools.partial(rules.to_ours, rule, source, shape))
         return leaves, rules.format_table(self.mapping, tables, self.left, self.expected)
 
 
@@ -143,7 +144,7 @@ def import_checkpoint(args: argparse.Namespace) -> str:
         'licence': licence,
     }
     architecture.of_checkpoint(reading.expected, meta)  # what reads the checkpoint must understand it
-    save(args.destination, leaves, json.loads(json.dumps(meta)))
+    writing.save(args.destination, leaves, json.loads(json.dumps(meta)))
     return f'wrote {args.destination}: a checkpoint for init.checkpoint, a teacher, evaluate and selfcheck'
 
 
@@ -163,31 +164,6 @@ def _checked_config(file: str, overrides: list[str], model: Architecture) -> dic
     if wrong:
         raise UserError(f'the weights are of another model than {file}: {", ".join(wrong)}')
     return config.to_dict()
-
-
-def save(destination: str, leaves: dict[str, Any], meta: dict[str, Any]) -> None:
-    """Writes a workdir with one checkpoint, at step 0, of parameters alone, and the answers for selfcheck.
-
-    `leaves` is emptied. jax arrays (views of the leaves, on the host) and no compression, which would hardly shrink
-    float32 weights, took the least memory of what was tried; Orbax still holds about a second copy while it writes
-    (docs/benchmarks.md).
-    """
-    largest = max(leaf.nbytes for leaf in leaves.values())
-    handler = ocp.CompositeCheckpointHandler(
-        params=ocp.PyTreeCheckpointHandler(
-            save_concurrent_gb=math.ceil(largest / 1e9), use_compression=False, use_ocdbt=False
-        ),
-        meta=ocp.JsonCheckpointHandler(),
-    )
-    host = jax.devices('cpu')[0]
-    arrays = trees.unflatten({name: jax.device_put(leaves.pop(name), host) for name in list(leaves)})
-    with files.appearing(destination) as folder:
-        items = {'params': ocp.args.PyTreeSave(arrays), 'meta': ocp.args.JsonSave(meta)}
-        with ocp.Checkpointer(handler) as writer:
-            writer.save(epath.Path(folder) / checkpoints.FOLDER / '0', args=ocp.args.Composite(**items))
-        items.clear()
-        del arrays  # before they are read back
-        selfcheck.store_once(folder)
 
 
 def export_checkpoint(args: argparse.Namespace) -> str:

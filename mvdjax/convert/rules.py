@@ -125,17 +125,13 @@ def check_tables(tables: Mapping[str, np.ndarray], source: Tensors) -> dict[str,
     return found
 
 
-def to_ours(rules: Sequence[Rule], source: Tensors, expected: Mapping[str, Shape]) -> dict[str, np.ndarray]:
-    """Our leaves, float32, from a checked source, which is emptied on the way: both never lie in memory whole."""
-    leaves = {}
-    for rule in rules:
-        shape = expected[rule.ours]
-        leaf = np.empty(shape, np.float32)
-        for i, names in enumerate(rule.names()):
-            block = leaf[i] if rule.depth else leaf
-            block[...] = rule.layout.to_ours([source.pop(n) for n in names], block.shape)
-        leaves[rule.ours] = leaf
-    return leaves
+def to_ours(rule: Rule, source: Tensors, shape: Shape) -> np.ndarray:
+    """A leaf, float32, from a checked source, whose tensors are taken out on the way."""
+    leaf = np.empty(shape, np.float32)
+    for i, names in enumerate(rule.names()):
+        block = leaf[i] if rule.depth else leaf
+        block[...] = rule.layout.to_ours([source.pop(n) for n in names], block.shape)
+    return leaf
 
 
 def to_theirs(
@@ -155,13 +151,20 @@ def to_theirs(
         says = f'lacks {_several(missing)}' if missing else f'has {_several(left)} beyond it'
         raise UserError(f'the checkpoint does not fit this family: it {says}')
     tensors = {name: table.copy() for name, table in tables.items()}
-    # The largest first: while a leaf and its tensors lie in memory side by side, little else does.
+    # The largest first: while it and the bytes that it was read from lie in memory side by side, little else does.
     for rule in sorted(rules, key=lambda rule: -math.prod(shapes[rule.ours])):
-        leaf = np.asarray(leaves.pop(rule.ours), np.float32)
+        leaf = np.require(leaves.pop(rule.ours), np.float32, ('C', 'W'))
         for names, block in zip(rule.names(), leaf if rule.depth else [leaf], strict=True):
-            parts = rule.layout.to_theirs(block)
-            tensors |= {n: np.array(part, order='C') for n, part in zip(names, parts, strict=True)}
+            tensors |= dict(zip(names, _in_place(block, rule.layout.to_theirs(block)), strict=True))
     return tensors
+
+
+def _in_place(block: np.ndarray, parts: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The parts (all values of the block, rearranged), contiguous, in the block's own memory, which is overwritten."""
+    values = np.concatenate([part.reshape(-1) for part in parts])
+    np.copyto(block.reshape(-1), values)
+    ends = np.cumsum([part.size for part in parts])
+    return [block.reshape(-1)[end - part.size : end].reshape(part.shape) for part, end in zip(parts, ends, strict=True)]
 
 
 def format_table(

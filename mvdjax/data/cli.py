@@ -1,29 +1,36 @@
-"""`mvdjax data ...`: the data tools."""
+"""`mvdjax data ...`: the data tools. Each lives in the module it runs."""
 
 import argparse
+import importlib
 
-from mvdjax.data import demo
-
-EXAMPLE = """example:
-  mvdjax data demo --output=quickstart/data"""
+# Tool -> (module with add_arguments(parser) and run(args), one line of help, an example).
+TOOLS = {
+    'demo': (
+        'mvdjax.data.demo',
+        'write the built-in demo data set: real encoded videos and images, with lists and class names',
+        'mvdjax data demo --output=quickstart/data',
+    ),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the tools as sub-commands."""
-    parser.epilog = EXAMPLE
+    parser.epilog = '\n  '.join(['example:', *(example for _, _, example in TOOLS.values())])
     tools = parser.add_subparsers(dest='tool', metavar='TOOL', required=True)
-    text = 'write the built-in demo data set: real encoded videos and images, with lists and class names'
-    tool = tools.add_parser(
-        'demo',
-        help=text,
-        description=text[0].upper() + text[1:] + '.',
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    demo.add_arguments(tool)
-    tool.add_argument('--debug', action='store_true', default=argparse.SUPPRESS, help='show the traceback of an error')
+    for name, (module, text, example) in TOOLS.items():
+        tool = tools.add_parser(
+            name,
+            help=text,
+            description=text[0].upper() + text[1:] + '.',
+            epilog=f'example:\n  {example}',
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        importlib.import_module(module).add_arguments(tool)
+        tool.add_argument(
+            '--debug', action='store_true', default=argparse.SUPPRESS, help='show the traceback of an error'
+        )
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the chosen tool."""
-    return {'demo': demo.run}[args.tool](args)
+    return importlib.import_module(TOOLS[args.tool][0]).run(args)
