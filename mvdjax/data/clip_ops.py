@@ -15,14 +15,14 @@ from collections.abc import Callable
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageEnhance
 
 from mvdjax.data.ops import Box
 
 FILL = 128  # mid grey, not the ImageNet mean: the published runs pass no mean
 
-# Pillow cuts its blends and interpolated values off, OpenCV rounds. Slightly less than a half, as sums that should be whole
-# numbers may come out a little below.
+# Pillow cuts its blends and interpolated values off, OpenCV rounds. Slightly less than a half, as sums that should be
+# whole numbers may come out a little below.
 _CUT_OFF = -0.499
 _GREY = (0.299, 0.587, 0.114)
 
@@ -55,6 +55,11 @@ def by_table(frames: np.ndarray, table: np.ndarray, box: Box) -> np.ndarray:
     for frame, frame_table, result in zip(cut(frames, box), tables, out, strict=True):
         cv2.LUT(frame, frame_table, dst=result)
     return out
+
+
+def brightness(frames: np.ndarray, factor: float, box: Box) -> np.ndarray:
+    """Blends the clip with black: factor 0 is black, 1 the clip, more exceeds it."""
+    return by_table(frames, table_of(lambda image: ImageEnhance.Brightness(image).enhance(factor)), box)
 
 
 def _histograms(frames: np.ndarray) -> np.ndarray:
@@ -128,10 +133,11 @@ def sharpness(frames: np.ndarray, factor: float, box: Box) -> np.ndarray:
 
 
 def _kernel(fraction: float, cubic: bool) -> np.ndarray:
-    """float32 (4,): weights of pixels -1, 0, 1, 2 for a point `fraction` right of pixel 0. Pillow's cubic has a = -1."""
+    """float32 (4,): weights of pixels -1, 0, 1, 2 for a point `fraction` right of pixel 0."""
     d = fraction
     if not cubic:
         return np.array([0, 1 - d, d, 0], np.float32)
+    # Pillow's cubic, with a = -1
     return np.array([-d + 2 * d**2 - d**3, 1 - 2 * d**2 + d**3, d + d**2 - d**3, -(d**2) + d**3], np.float32)
 
 
@@ -149,14 +155,11 @@ def _shift(slab: np.ndarray, out: np.ndarray, shift: float, first: int, cubic: b
     # The three pixels more on either side are all that a kernel reaches; elsewhere OpenCV repeats the true border.
     low, high = max(0, start + near - 3), min(size, stop + near + 3)
     anchor, kernel = int(1 + (fraction >= 0.5)), _kernel(fraction, cubic)
-    inside = slice(start + near - low, stop + near - low)
-    options = {'delta': _CUT_OFF, 'borderType': cv2.BORDER_REPLICATE}
-    if axis:
-        moved = cv2.filter2D(slab[:, low:high], -1, kernel[None, :], anchor=(anchor, 0), **options)
-        out[:, start:stop] = moved[:, inside]
-    else:
-        moved = cv2.filter2D(slab[low:high], -1, kernel[:, None], anchor=(0, anchor), **options)
-        out[start:stop] = moved[inside]
+    lead = (slice(None),) * axis
+    source, target = slab[(*lead, slice(low, high))], out[(*lead, slice(start, stop))]
+    kernel, place = (kernel[None, :], (anchor, 0)) if axis else (kernel[:, None], (0, anchor))
+    moved = cv2.filter2D(source, -1, kernel, None, place, _CUT_OFF, cv2.BORDER_REPLICATE)
+    target[...] = moved[(*lead, slice(start + near - low, stop + near - low))]
 
 
 def _filled(frames: np.ndarray, box: Box) -> np.ndarray:

@@ -28,9 +28,7 @@ _INTERPOLATIONS: dict[str, tuple[Image.Resampling, ...]] = {
     'bilinear': (Image.Resampling.BILINEAR,),
     'random': (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC),
 }
-_SPEC_FORM = (
-    'rand-m<0..10>-n<ops per clip>[-mstd<standard deviation>][-inc1], for example rand-m7-n4-mstd0.5-inc1'
-)
+_SPEC_FORM = 'rand-m<0..10>-n<ops per clip>[-mstd<standard deviation>][-inc1], for example rand-m7-n4-mstd0.5-inc1'
 _TOKEN = re.compile(r'(m|n|inc)([0-9]+)|(mstd)([0-9]+(?:\.[0-9]+)?)')
 
 
@@ -200,7 +198,7 @@ class Step:
 
 @dataclasses.dataclass(frozen=True)
 class _Config:
-    """A parsed spec: mean magnitude (0..10), its standard deviation, ops drawn per clip (at least 1), and the op set."""
+    """A parsed spec: mean magnitude (0..10), its standard deviation, ops drawn per clip (at least 1), the op set."""
 
     magnitude: int
     magnitude_std: float

@@ -7,10 +7,13 @@ oddities (a last frame that is never reached, 61 frames that count as 64) are ke
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
+
+from mvdjax.errors import UserError
 
 
 def _check(num_frames: int, **counts: int) -> None:
@@ -242,9 +245,7 @@ def centre_window(num_frames: int, length: int = 16, stride: int = 4) -> np.ndar
     return np.clip(start + stride * np.arange(length), 0, num_frames - 1)
 
 
-def key_second_window(
-    second: int, frames_of: Callable[[int], int], length: int = 16, stride: int = 4
-) -> np.ndarray:
+def key_second_window(second: int, frames_of: Callable[[int], int], length: int = 16, stride: int = 4) -> np.ndarray:
     """The frames of an AVA clip, from files of one second each (golden: data/ava_dataset).
 
     Whole files are taken on both sides of the key frame, which is the first frame of file `second`, until each side has
@@ -276,3 +277,39 @@ def key_second_window(
     shorter = min(len(side) for side in sides)
     frames = [*sides[0][:shorter][::-1], *sides[1][:shorter]]
     return np.array(frames, np.int64)[centre_window(len(frames), length, stride)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """How a data set is sampled in fine-tuning.
+
+    Attributes:
+        train: (frames in the video, rng, length, stride) -> (length,) frame ids.
+        test: (frames in the video, length, stride, clips) -> (clips, length) frame ids.
+    """
+
+    train: Callable[[int, np.random.Generator, int, int], np.ndarray]
+    test: Callable[[int, int, int, int], np.ndarray]
+
+
+RULES = {
+    'dense': Rule(kinetics_train, kinetics_test),  # MVD and VideoMAE: Kinetics, UCF101, HMDB51
+    'segments': Rule(  # MVD and BEVT: Something-Something
+        lambda n, rng, length, stride: segments_train(n, rng, length),
+        lambda n, length, stride, clips: segments_test(n, length, clips),
+    ),
+    'floor_segments': Rule(  # VideoMAE: Something-Something
+        lambda n, rng, length, stride: floor_segments_train(n, rng, length),
+        lambda n, length, stride, clips: floor_segments_test(n, length, clips),
+    ),
+    'windows': Rule(  # BEVT: Kinetics
+        lambda n, rng, length, stride: windows_train(n, rng, length, stride)[0],
+        windows_test,
+    ),
+}
+
+
+def check_rule(name: str) -> None:
+    """Raises UserError unless `name` is a key of `RULES`."""
+    if name not in RULES:
+        raise UserError(f'sampling must be one of {", ".join(RULES)}, not {name!r}')

@@ -235,7 +235,11 @@ BAD = [
     ('images', {**IMAGES, 'scale': (0.5, 0.2)}, 'scale must be two rising shares'),
     ('images', {**IMAGES, 'length': 3}, "has no key 'length'"),
     ('finetune', {**FINETUNE, 'views': 0}, 'views must be at least 1'),
-    ('finetune', {**FINETUNE, 'sampling': 'sparse'}, "sampling must be one of dense, segments, not 'sparse'"),
+    (
+        'finetune',
+        {**FINETUNE, 'sampling': 'sparse'},
+        "sampling must be one of dense, segments, floor_segments, windows, not 'sparse'",
+    ),
     ('finetune', {**FINETUNE, 'scale': (0.0, 1.0)}, 'scale must be two rising shares'),
     ('finetune', {**FINETUNE, 'erasing': -0.5}, r'erasing must lie in \[0, 1\]'),
     ('finetune', {**FINETUNE, 'rand_augment': 'rand-q'}, 'RandAugment spec'),

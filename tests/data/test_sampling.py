@@ -89,9 +89,7 @@ def test_kinetics_train_matches_every_golden_case():
         for clip in case['clips']:
             ends = iter(clip['end_idx'])
             rng = Scripted(lambda low, high, size, ends=ends: next(ends))
-            ids = sampling.kinetics_train(
-                case['num_frames'], rng, case['clip_len'], case['rate'], case['num_segment']
-            )
+            ids = sampling.kinetics_train(case['num_frames'], rng, case['clip_len'], case['rate'], case['num_segment'])
             assert ids.tolist() == clip['frame_ids'], (case['num_frames'], clip['choice'])
             assert [call[:2] for call in rng.calls] == case['randint_calls_low_high']
             assert ids.dtype == np.int64
