@@ -64,7 +64,7 @@ def parse(text: str, where: str, names: tuple[str, ...] = ()) -> list[Row]:
         return _csv_rows(lines, delimiter, where)
     if not _MEDIA.fullmatch(first.strip()) and len(filled) > 1 and _delimiter(lines[filled[1]]):
         raise UserError(
-            f'{where}:{filled[0] + 1}: {first.strip()!r} is no line of a CSV list, as the next one is; a header names the '
+            f'{where}:{filled[0] + 1}: {first.strip()!r} is no line of a CSV list, as the next is; a header names the '
             'columns path and label, and a path that holds a comma stands in quotes'
         )
     if first.lower().split() in (['path', 'label'], ['path']):

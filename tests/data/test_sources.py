@@ -182,7 +182,7 @@ def test_lists_without_labels_are_for_pretraining(listed, tmp_path, text):
         ('a.mp4,0\n,1\n', r':2: the path is empty'),
         (
             'name,number\na.mp4,0\n',
-            r":1: 'name,number' is no line of a CSV list, as the next one is; a header names the columns",
+            r":1: 'name,number' is no line of a CSV list, as the next is; a header names the columns",
         ),
         ('path,number\na.mp4,0\n', r':1: none of the columns path, number is named label'),
         ('fps,path,label\n25,a.mp4\n', r':2: 2 columns, fewer than the header names'),

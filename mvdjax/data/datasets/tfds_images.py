@@ -77,7 +77,7 @@ def read(name: str, split: str, folder: str, labels: bool) -> FileList:
     """
     source, _ = _source(name, split, folder)
     builder = _builder(name, folder)
-    feature = builder.info.features.get('label')
+    feature = dict(builder.info.features.items()).get('label')
     names = tuple(getattr(feature, 'names', None) or ())
     numbers = [NO_LABEL] * len(source)
     if labels:
