@@ -46,9 +46,14 @@ def join(folder: str, path: str) -> str:
     return os.path.join(folder, path)
 
 
+def absolute(path: str) -> str:
+    """A path that means the same wherever a process stands."""
+    return path if scheme(path) else os.path.abspath(path)
+
+
 def folder_of(path: str) -> str:
-    """The folder that a file lies in, absolute if it is local."""
-    return path.rpartition('/')[0] if scheme(path) else os.path.dirname(os.path.abspath(path))
+    """The folder that a file lies in, absolute."""
+    return absolute(path).rpartition('/')[0]
 
 
 def fetch(path: str) -> str | Blob:

@@ -294,6 +294,13 @@ def test_a_data_set_in_an_object_store():
         read_list('ucf101:train1:memory://none')
 
 
+def test_paths_are_whole_wherever_a_process_stands(tree, monkeypatch):
+    root = tree(UCF, *AVIS)
+    monkeypatch.chdir(root)
+    assert read_list('ucf101:train1:.').records[0].path == f'{root}/{AVIS[0]}'
+    assert read_list('UCF-101').records[0].path == f'{root}/{AVIS[0]}'
+
+
 def test_what_is_no_data_set(tree, monkeypatch):
     with pytest.raises(
         UserError, match=r"there is no data set 'ucf11' and no list ucf11:train1; did you mean 'ucf101'"

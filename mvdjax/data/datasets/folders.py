@@ -36,6 +36,7 @@ def read_classes(folder: str) -> FileList:
     if not files:
         raise UserError(f'{folder} holds no video or image; name a list, or a folder with one sub-folder per class')
     names, pairs = by_class(files, folder)
+    folder = media.absolute(folder)
     numbers = {name: i for i, name in enumerate(names)}
     if not pairs:
         pairs = [('', file) for file in files]

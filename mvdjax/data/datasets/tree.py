@@ -58,7 +58,7 @@ class Tree:
           name: of the data set, for messages.
           suffixes: of its media files.
         """
-        self.root, self.name = root, name
+        self.root, self.name = media.absolute(root), name
         self.files = media.walk(root)
         self._suffixes = suffixes
 
