@@ -322,7 +322,7 @@ def test_what_is_no_data_set(tree, monkeypatch):
         read_list('ucf11:train1')
     with pytest.raises(
         UserError,
-        match=r'UCF101 is looked for in data/ucf101, which is no folder; write ucf101:train1:FOLDER, .* from https.*none stated',
+        match=r'UCF101 is looked for in data/ucf101, which is no folder; write ucf101:train1:FOLDER, .*none stated',
     ):
         read_list('ucf101:train1')
     root = tree(UCF)

@@ -171,7 +171,8 @@ def read(spec: Spec, root: str, labels: bool) -> FileList:
     if not media.is_folder(folder):
         origin = f' (it comes from {known.home}; terms: {known.terms})' if known.home else ''
         raise UserError(
-            f'{known.title} is looked for in {folder}, which is no folder; write {spec}:FOLDER, or give data.root{origin}'
+            f'{known.title} is looked for in {folder}, which is no folder; '
+            f'write {spec}:FOLDER, or give data.root{origin}'
         )
     tree = Tree(folder, spec.name, known.suffixes)
     annotation = known.read(tree, spec.split)
