@@ -5,7 +5,9 @@ from fractions import Fraction
 import av
 import numpy as np
 
+from mvdjax.data.containers import open_video
 from mvdjax.data.decode import probe, read_frames
+from mvdjax.data.watchdog import Watch
 
 X264 = {'preset': 'veryfast', 'bf': '3', 'b-pyramid': 'normal'}
 
@@ -42,6 +44,10 @@ def sequential(path):
     """Every frame, by the plainest use of PyAV there is."""
     with av.open(str(path)) as container:
         return np.stack([frame.to_ndarray(format='rgb24') for frame in container.decode(video=0)])
+
+
+def opened(path):
+    return open_video(path, Watch(str(path)))
 
 
 def chosen(ids):
