@@ -20,8 +20,8 @@ from mvdjax.data.watchdog import UnreadableError
 _TIMED = ('mov,mp4,m4a,3gp,3g2,mj2', 'matroska,webm', 'mpegts')
 # Codecs of which every shown packet gives one frame, or whose exceptions `_hidden` knows.
 _ONE_FRAME = ('h264', 'hevc', 'vp8', 'vp9', 'libdav1d', 'av1', 'mjpeg', 'mpeg4', 'ffv1', 'prores', 'png')
-# A frame comes at most this many places before or after its packet; farther, the times do not tell the order.
-_REORDER = 64
+# Frames are shown at most this many places from where their packets stand; beyond, the times do not tell the order.
+_REORDER = 32
 # Compressed bytes kept from indexing to decoding; beyond that the file is read a second time.
 _KEEP_BYTES = 32 * 1024 * 1024
 # A gap of this many packets between wanted ones is jumped over where the container knows the places of its packets.
@@ -109,8 +109,9 @@ def read_index(video: Video) -> Index:
     exact = exact and not (codec == 'mpeg4' and smallest < 16)
     # Leading pictures before the first keyframe refer to frames that are not in the file: they never come out.
     exact = exact and keyframe[0] and times.min() == times[0] and len(np.unique(times[shown])) == len(shown)
-    # Where recordings were joined, times may start again.
-    exact = bool(exact and (np.diff(dts) > 0).all() and np.abs(np.sort(shown) - shown).max() <= _REORDER)
+    # Where recordings were joined, times may start again. (Matroska stores no decoding times, FFmpeg makes them up.)
+    steady = video.container.format.name == 'matroska,webm' or (np.diff(dts) >= 0).all()
+    exact = bool(exact and steady and np.abs(np.sort(shown) - shown).max() <= _REORDER)
     seconds = float((times[shown[-1]] - times[shown[0]]) * video.stream.time_base) if exact else 0.0
     fps = (len(shown) - 1) / seconds if seconds > 0 else 0.0
     return Index(exact, times, np.array(keyframe, np.bool_), shown, kept, fps)

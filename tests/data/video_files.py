@@ -19,11 +19,11 @@ def picture(i, height, width):
     return np.stack([texture, np.roll(texture, 5 * i, 1), 255 - texture], -1).astype(np.uint8)
 
 
-def encode(path, codec, frames=60, height=64, width=96, times=None, rotation=None, **options):
+def encode(path, codec, frames=60, height=64, width=96, times=None, rotation=None, pix_fmt=None, **options):
     with av.open(str(path), 'w') as container:
         stream = container.add_stream(codec, rate=30, options=options)
         stream.height, stream.width = height, width
-        stream.pix_fmt = 'yuvj420p' if codec == 'mjpeg' else 'yuv420p'
+        stream.pix_fmt = pix_fmt or ('yuvj420p' if codec == 'mjpeg' else 'yuv420p')
         if codec == 'libx265':
             stream.options = {**options, 'x265-params': options.get('x265-params', '') + ':log-level=none'}
         if rotation is not None:
