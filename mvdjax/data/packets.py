@@ -11,6 +11,7 @@ from typing import Any
 
 import av
 import numpy as np
+from av.video.frame import PictureType
 from av.video.reformatter import VideoReformatter
 
 from mvdjax.data.containers import Video, check_size, open_video
@@ -334,18 +335,60 @@ def decode_all(video: Video, ids: np.ndarray) -> tuple[np.ndarray, int]:
         ids: int64 (n,) frames to keep.
 
     Returns:
-        uint8 (n, h, w, 3), of which the frames at or beyond the count are undefined; the number of frames that came.
+        uint8 (n, h, w, 3), of which the frames at or beyond the count are undefined; the number of frames up to the
+        end, or to where damage begins that lasts to the end.
+
+    Raises:
+        UnreadableError: a wanted frame is damaged, or refers to one that is.
     """
     sink = _Sink(ids, np.unique(ids).tolist())
     context = video.stream.codec_context
-    count = 0
-
+    damage = _Damage()
     for packet in _ending(_packets(video)):
         try:
             frames = context.decode(packet)
         except av.InvalidDataError:
+            damage.packet()
             continue
         for frame in frames:
-            sink.offer(count, frame)
-            count += 1
-    return sink.result(), count
+            sink.offer(damage.frames, frame)
+            damage.frame(frame)
+    sound = damage.frames  # damage that lasts to the end makes a shorter video
+    while sound - 1 in damage.hurt:
+        sound -= 1
+    if damage.frames and not sound:
+        raise UnreadableError('is damaged from its first frame to its last')
+    hurt = sum(frame < sound for frame in damage.hurt.intersection(ids.tolist()))
+    if hurt:
+        raise UnreadableError(f'is damaged: {len(damage.hurt)} of its {damage.frames} frames, {hurt} of them wanted')
+    return sink.result(), sound
+
+
+class _Damage:
+    """Which frames of a full decode cannot be trusted: from a damaged one to the next keyframe.
+
+    The pictures that FFmpeg makes up for what is missing depend on more than the file.
+    """
+
+    def __init__(self) -> None:
+        self.frames = 0
+        self.hurt: set[int] = set()
+        self._hurting = False
+        self._run = 0  # the first of the B-frames that came last: they may refer to the frame that comes next
+
+    def packet(self) -> None:
+        """A packet gave an error."""
+        self._hurting = True
+
+    def frame(self, frame: av.VideoFrame) -> None:
+        """A frame came."""
+        if frame.is_corrupt:
+            self._hurting = True
+            self.hurt.update(range(self._run, self.frames))
+        elif frame.key_frame:
+            self._hurting = False
+        if self._hurting:
+            self.hurt.add(self.frames)
+        self.frames += 1
+        if frame.pict_type != PictureType.B:
+            self._run = self.frames
