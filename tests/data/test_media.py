@@ -58,13 +58,35 @@ def test_a_driver_that_is_not_installed_is_named(monkeypatch):
         media.fetch('gs://bucket/a.mp4')
 
 
-def test_errors_of_a_driver_become_one_line(store, monkeypatch):
+def test_a_store_that_is_busy_is_asked_again(store, monkeypatch):
+    asked, slept = [], []
+    read = type(store).cat_file
+
+    def busy(self, path, **kwargs):
+        asked.append(path)
+        if len(asked) < 3:
+            raise RuntimeError('HTTP 503')
+        return read(self, path, **kwargs)
+
+    monkeypatch.setattr(type(store), 'cat_file', busy)
+    monkeypatch.setattr(media.time, 'sleep', slept.append)
+    assert media.fetch('memory://bucket/clips/a b.mp4').data == b'encoded'
+    assert (len(asked), slept) == (3, [1.0, 2.0])
+
+
+@pytest.mark.parametrize(('error', 'times'), [(RuntimeError, 3), (PermissionError, 1)])
+def test_errors_of_a_driver_become_one_line(store, monkeypatch, error, times):
+    asked = []
+
     def fail(self, path, **kwargs):
-        raise RuntimeError('HTTP 503\n  try again')
+        asked.append(path)
+        raise error('HTTP 403\n  go away')
 
     monkeypatch.setattr(type(store), 'cat_file', fail)
-    with pytest.raises(DecodeError, match=r'cannot be fetched: HTTP 503 try again'):
+    monkeypatch.setattr(media.time, 'sleep', lambda seconds: None)
+    with pytest.raises(DecodeError, match=r'cannot be fetched: HTTP 403 go away'):
         media.fetch('memory://bucket/clips/a b.mp4')
+    assert len(asked) == times
 
 
 def test_a_file_too_large_for_memory_is_not_fetched(store, monkeypatch):
