@@ -3,30 +3,53 @@
 The frames of a video are counted in presentation order, as a full decode from the start would give them; the
 container's own frame count and rate are never trusted. Where the container stores timestamps, the index is read
 without decoding and only the packets that the wanted frames need are decoded; everywhere else, and whenever anything
-is amiss, the video is decoded and counted from its start. Files are opened, read and closed within each call.
+is amiss, the video is decoded and counted from its start. Files are opened, read and closed within each call; only the
+indices of long videos are remembered.
 """
 
 from __future__ import annotations
 
+import io
 import struct
-from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 import av
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-from mvdjax.data import packets
-from mvdjax.data.packets import UnreadableError
+from mvdjax.data import containers, packets, watchdog
+from mvdjax.data.watchdog import UnreadableError, Watch
 
 _BAD_VIDEO = (av.FFmpegError, OSError, MemoryError, UnreadableError)
 # All that Pillow's decoders were seen to raise on damaged files.
 _BAD_IMAGE = (
     *(OSError, ValueError, SyntaxError, EOFError, TypeError, LookupError, ArithmeticError, MemoryError, struct.error),
-    Image.DecompressionBombError,
 )
+# Others would be guessed from the contents too, and one of them (EPS) starts a program.
+_IMAGES = ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'PPM', 'TIFF', 'JPEG2000')
+
+
+@dataclass(frozen=True)
+class Blob:
+    """An encoded file that is in memory: out of a pack, or from an object store.
+
+    Attributes:
+        name: what messages call it, such as the path it was fetched from.
+        data: all of its bytes.
+    """
+
+    name: str
+    data: bytes = field(repr=False)
+
+
+Media = str | Path | Blob
+
+
+_INDICES = packets.IndexCache()
 
 
 class DecodeError(Exception):
@@ -44,19 +67,6 @@ class DecodeError(Exception):
 
     def __reduce__(self) -> tuple[type[DecodeError], tuple[str | Path, str]]:
         return DecodeError, (self.path, self.reason)  # so that it survives the way back from a worker process
-
-
-@dataclass(frozen=True)
-class Blob:
-    """An encoded file in memory.
-
-    Attributes:
-        name: where it came from, for messages.
-        data: its bytes.
-    """
-
-    name: str
-    data: bytes
 
 
 @dataclass(frozen=True)
@@ -87,13 +97,21 @@ def _reason(error: Exception) -> str:
     return f'cannot be decoded: {text}'
 
 
-def _local_file(path: str | Path) -> Path:
-    """The path, if it is a file with something in it.
+def _name(media: Media) -> str | Path:
+    return media.name if isinstance(media, Blob) else media
+
+
+def _source(media: Media) -> Path | bytes:
+    """The path, if it is a file with something in it, or a blob's bytes.
 
     Raises:
-        DecodeError: it is not.
+        DecodeError: there is nothing to read.
     """
-    file = Path(path)
+    if isinstance(media, Blob):
+        if not media.data:
+            raise DecodeError(media.name, 'is empty')
+        return media.data
+    path, file = media, Path(media)
     try:
         if file.is_dir():
             raise DecodeError(path, 'is a directory')
@@ -127,11 +145,11 @@ def _check_range(ids: np.ndarray, frames: int) -> None:
         raise ValueError(f'pick returned frames {ids.min()} to {ids.max()} of a video of {frames}')
 
 
-def read_frames(path: str | Path, pick: Callable[[int], np.ndarray]) -> np.ndarray:
+def read_frames(media: Media, pick: Callable[[int], np.ndarray]) -> np.ndarray:
     """Decodes the frames that `pick` chooses.
 
     Args:
-        path: a local video file.
+        media: a local video file, or one in memory.
         pick: gets the number of decodable frames (at least 1) and returns integer indices into them, in any order,
             repeats allowed. It is called again if decoding shows another number than the packets promised.
 
@@ -143,46 +161,54 @@ def read_frames(path: str | Path, pick: Callable[[int], np.ndarray]) -> np.ndarr
         DecodeError: the file is not a readable video. A damaged one counts as the frames that can be had from it.
         ValueError: an index out of range, or indices that are no integer vector.
     """
-    file = _local_file(path)
-    picker = _Picker(pick)
-    expected = 0
-    with ExitStack() as stack:
-        index = None
-        try:
-            video = stack.enter_context(packets.open_video(file, probing=False))
-            index = packets.read_index(video)
-            expected = index.frames
-        except _BAD_VIDEO:
-            pass  # whatever is wrong shows again, or is overcome, when decoding from the start
-        if index is not None and index.exact:
-            ids = picker(expected)
-            _check_range(ids, expected)
+    with _watched(media) as (source, watch):
+        return _read(source, watch, _Picker(pick))[0]
+
+
+@contextmanager
+def _watched(media: Media) -> Iterator[tuple[Path | bytes, Watch]]:
+    """What to read, under the watchdog; all that reading may raise becomes a DecodeError."""
+    name, source = _name(media), _source(media)
+    try:
+        with watchdog.watch(str(name)) as watch:
+            yield source, watch
+    except _BAD_VIDEO as error:
+        raise DecodeError(name, _reason(error)) from error
+
+
+def _read(source: Path | bytes, watch: Watch, picker: _Picker) -> tuple[np.ndarray, packets.Index]:
+    """The frames that `picker` chooses, and the index that was found on the way."""
+    known = None if isinstance(source, bytes) else _INDICES.get(source)
+    with containers.open_video(source, watch) as video:
+        index = known or packets.read_index(video)
+        if not isinstance(source, bytes):
+            _INDICES.put(source, index)
+        if index.exact:
+            ids = picker(index.frames)
+            _check_range(ids, index.frames)
             try:
-                return packets.decode_ranges(video, index, ids)
+                return packets.decode_ranges(video, index, ids, unread=known is not None), index
             except _BAD_VIDEO:
-                pass
-    return _read_counted(path, file, picker, expected)
+                pass  # whatever is wrong shows again, or is overcome, when decoding from the start
+    return _read_counted(source, watch, picker, index.frames), index
 
 
-def _read_counted(path: str | Path, file: Path, picker: _Picker, expected: int) -> np.ndarray:
+def _read_counted(source: Path | bytes, watch: Watch, picker: _Picker, expected: int) -> np.ndarray:
     """Decodes from the first packet, counting; again if the count is not what was expected (0: not known)."""
     while True:
         # Until the count is confirmed, an index out of range is the guess's fault and not the caller's.
         ids = picker(expected) if expected else np.zeros(0, np.int64)
-        try:
-            with packets.open_video(file, probing=True) as video:
-                frames, count = packets.decode_all(video, ids)
-        except _BAD_VIDEO as error:
-            raise DecodeError(path, _reason(error)) from error
+        with containers.open_video(source, watch) as video:
+            frames, count = packets.decode_all(video, ids)
         if count == 0:
-            raise DecodeError(path, 'holds no decodable frame')
+            raise UnreadableError('holds no decodable frame')
         if count == expected:
             _check_range(ids, count)
             return frames
         expected = count
 
 
-def probe(path: str | Path) -> VideoInfo:
+def probe(media: Media) -> VideoInfo:
     """Reads a video's index and its first frame.
 
     Raises:
@@ -194,32 +220,47 @@ def probe(path: str | Path) -> VideoInfo:
         counts.append(frames)
         return np.zeros(1, np.int64)
 
-    height, width = read_frames(path, first).shape[1:3]
-    try:
-        with packets.open_video(Path(path), probing=True) as video:
+    with _watched(media) as (source, watch):
+        frames, index = _read(source, watch, _Picker(first))
+        with containers.open_video(source, watch) as video:
             codec, container = video.stream.codec_context.name, video.container.format.name
-            index = packets.read_index(video)
             fps = index.fps if index.exact else float(video.stream.average_rate or 0)
-    except _BAD_VIDEO as error:
-        raise DecodeError(path, _reason(error)) from error
+    height, width = frames.shape[1:3]
     return VideoInfo(counts[-1], width, height, fps, codec, container)
 
 
-def read_image(path: str | Path) -> np.ndarray:
+def read_image(media: Media) -> np.ndarray:
     """Decodes an image with PIL, turned upright by its EXIF tag.
 
     Returns:
         uint8 (h, w, 3), RGB.
 
     Raises:
-        DecodeError: the file is not a readable image, or is over 16384 pixels a side or 100 megapixels.
+        DecodeError: the file is not a readable image of 8 bits a channel, or is over 16384 pixels a side or
+            80 megapixels.
     """
-    file = _local_file(path)
+    name, source = _name(media), _source(media)
     try:
-        with Image.open(file) as image:
-            packets.check_size(*image.size)
-            return np.array(ImageOps.exif_transpose(image).convert('RGB'))
+        with watchdog.watch(str(name)), io.BytesIO(source) if isinstance(source, bytes) else open(source, 'rb') as file:
+            return _decode_image(file)
     except UnreadableError as error:
-        raise DecodeError(path, str(error)) from error
+        raise DecodeError(name, str(error)) from error
+    except UnidentifiedImageError as error:
+        raise DecodeError(name, f'is not a readable image: it is none of {", ".join(_IMAGES)}') from error
     except _BAD_IMAGE as error:
-        raise DecodeError(path, f'is not a readable image: {error}') from error
+        raise DecodeError(name, f'is not a readable image: {error}') from error
+
+
+def _decode_image(file: IO[bytes]) -> np.ndarray:
+    try:
+        image = Image.open(file, formats=_IMAGES)
+    except Image.DecompressionBombError as error:
+        raise UnreadableError(f'has {containers.TOO_LARGE}') from error
+    with image:
+        containers.check_size(*image.size)
+        if image.mode.startswith(('I', 'F')):
+            raise UnreadableError('has grey values of more than 8 bits: convert it')
+        upright = ImageOps.exif_transpose(image)
+        if 'transparency' in upright.info:  # of a palette: Pillow wants this detour
+            upright = upright.convert('RGBA')
+        return np.array(upright.convert('RGB'))
