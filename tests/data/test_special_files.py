@@ -192,7 +192,7 @@ def test_damage_spoils_no_frames_but_those_that_refer_to_it(folder):
         read_frames(path, np.arange)
 
 
-def test_a_stream_that_does_not_say_how_far_frames_are_reordered(folder):
+def test_a_stream_that_does_not_say_how_far_frames_are_reordered(folder, request):
     path = made(
         folder, 'hinted.mp4', 'libx264', {'g': '20', 'preset': 'veryfast', 'bf': '3', 'profile': 'main', 'refs': '4'}
     )
@@ -222,10 +222,13 @@ def test_a_stream_that_does_not_say_how_far_frames_are_reordered(folder):
     stripped = (sps[:4] + body).ljust(size, b'\0')  # zeros after the end are allowed
     bare = folder / 'bare.mp4'
     bare.write_bytes(data[: start + 8] + stripped + data[start + 8 + size :])
-    check(bare, sequential(path))
     # MP4 shows the delay by its times; from elsewhere a decoder learns it only as frames come too late.
-    again = remux(bare, folder / 'bare.mkv', lambda _, packet: packet)
-    check(again, sequential(path))
+    again, counted = (remux(bare, folder / name, lambda _, packet: packet) for name in ('bare.mkv', 'bare.flv'))
+    expected = sequential(path)
+    check(counted, expected)
+    request.getfixturevalue('no_counting')
+    check(bare, expected)
+    check(again, expected)
 
 
 def test_pictures_that_only_higher_layers_refer_to_are_decoded(folder, no_counting):
