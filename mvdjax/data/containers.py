@@ -124,11 +124,7 @@ def _video_stream(container: av.container.InputContainer) -> av.VideoStream:
     if context is None:
         raise UnreadableError('uses a codec that this FFmpeg cannot decode')
     check_size(context.width, context.height)
-    options = {'max_pixels': str(MAX_PIXELS)}  # the coded size may differ from the header's
-    if context.name == 'h264':
-        # Without this, where the stream does not say how far frames are reordered, some are dropped until it is known.
-        options['strict'] = 'strict'
-    context.options = options
+    context.options = {'max_pixels': str(MAX_PIXELS)}  # the coded size may differ from the header's
     context.thread_count = 1
     context.thread_type = 'SLICE'
     for other in container.streams:

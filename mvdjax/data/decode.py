@@ -116,7 +116,7 @@ def _source(media: Media) -> Path | bytes:
         if file.is_dir():
             raise DecodeError(path, 'is a directory')
         if not file.is_file():
-            raise DecodeError(path, 'does not exist')
+            raise DecodeError(path, 'is not a regular file' if file.exists() else 'does not exist')
         if file.stat().st_size == 0:
             raise DecodeError(path, 'is empty')
     except (OSError, ValueError) as error:  # a name too long or with a zero byte, no permission
@@ -181,7 +181,7 @@ def _read(source: Path | bytes, watch: Watch, picker: _Picker) -> tuple[np.ndarr
     known = None if isinstance(source, bytes) else _INDICES.get(source)
     with containers.open_video(source, watch) as video:
         index = known or packets.read_index(video)
-        if not isinstance(source, bytes):
+        if known is None and not isinstance(source, bytes):
             _INDICES.put(source, index)
         if index.exact:
             ids = picker(index.frames)
