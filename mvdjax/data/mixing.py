@@ -113,7 +113,7 @@ def read_mixture(mixture: Mapping[str, Mapping[str, Any]], labels: str) -> Mixed
     parts, offset = [], 0
     for name, files in lists.items():
         start = len(records)
-        records += [dataclasses.replace(r, label=r.label + offset) for r in files.records] if offset else files.records
+        records += [dataclasses.replace(r, label=r.label + offset) if r.label >= 0 else r for r in files.records]
         parts.append(Part(name, start, len(records), sources[name].weight, dict(sources[name].options)))
         if labels == 'joined':
             names += files.class_names or [f'{name} {i}' for i in range(classes[name])]
