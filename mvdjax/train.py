@@ -19,7 +19,7 @@ from mvdjax import checkpoints, metrics, optimizers, selfcheck, sharding, train_
 from mvdjax import config as configs
 from mvdjax.console import progress_bar, say
 from mvdjax.data.pipeline import Data, Stream
-from mvdjax.data.sources import FileList
+from mvdjax.data.sources import FileList, check_same_classes
 from mvdjax.errors import UserError
 from mvdjax.evaluate import SetEvaluator, eval_set, make_writable, summary
 from mvdjax.feed import main_part, open_feed, read_streams, rows_per_record
@@ -267,7 +267,11 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     for name, stream in streams.items():
         what = 'run.global_batch' if name == run.stream else f'streams.{name}.batch'
         sharding.check_batch_size(stream.batch, run.accumulate, mesh, jax.process_count(), what)
+        for note in stream.files.notes:
+            say(f'note: {note}')
     evaluators = make_evaluators(config, run, task, mesh, workdir)
+    for evaluator in evaluators.values():
+        check_same_classes(files.class_names, files.path, evaluator.files)
 
     with checkpoints.Checkpoints(workdir, run.keep) as saved:
         start = saved.latest() or 0

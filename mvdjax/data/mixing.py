@@ -121,7 +121,8 @@ def read_mixture(mixture: Mapping[str, Mapping[str, Any]], labels: str | None) -
     elif not any(files.class_names for files in lists.values()):
         names = []  # numbers made into names would only look like names
     path = ' + '.join(files.path for files in lists.values())
-    return MixedList(path, tuple(records), tuple(names), parts=tuple(parts), labels=labels)
+    notes = tuple(note for files in lists.values() for note in files.notes)
+    return MixedList(path, tuple(records), tuple(names), notes, tuple(parts), labels)
 
 
 def _check_same(lists: Mapping[str, FileList], classes: Mapping[str, int]) -> None:
