@@ -35,7 +35,7 @@ def get_config(arg: str = '') -> ConfigDict:
     c.evals = {}
     c.optim = {'peak_rate': 2e-3, 'end_rate': 2e-5, 'warmup_epochs': 10.0, 'betas': (0.9, 0.95)}
     c.init = {}
-    c.run = {'global_batch': 64, 'epochs': 90.0, 'log_every': 250}
+    c.run = {'global_batch': 64, 'epochs': 100.0, 'log_every': 250}
     c.mesh = {}
     if is_debug(arg):
         shorten(c)

@@ -49,7 +49,7 @@ def get_config(arg: str = '') -> ConfigDict:
     c.evals = {}
     c.optim = {'peak_rate': 2e-3, 'end_rate': 2e-5, 'warmup_epochs': 1.0, 'betas': (0.9, 0.95)}
     c.init = {}
-    c.run = {'global_batch': 8, 'epochs': 7.0, 'log_every': 100}
+    c.run = {'global_batch': 8, 'epochs': 8.0, 'log_every': 100}
     c.mesh = {}
     if debug:
         shorten(c)

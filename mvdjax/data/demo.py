@@ -47,7 +47,7 @@ __all__ = [
     'write_demo',
 ]
 
-VERSION = 3  # of the generator: raise it with every change that alters a frame, a label or a file
+VERSION = 4  # of the generator: raise it with every change that alters a frame, a label or a file
 SUMMARY = 'demo.json'  # written last: it marks a complete set
 UNFINISHED = 'demo.unfinished.json'  # the same, while a set is being written
 

@@ -1,8 +1,9 @@
 """Scenes of the built-in demo data set: what is drawn, where it is at every frame, and the drawing itself.
 
-A scene is one large textured shape on a drifting textured background, among a few small distractor shapes. It has two
-independent labels: the kind of the large shape, which one frame shows, and how that shape moves, which no single frame
-shows. The second holds by construction, twice:
+A scene is one large textured shape on a drifting textured background, among a few small distractor shapes. Each kind of
+shape has its kind of texture, in colours of its own each time. A scene has two independent labels: the kind of the
+large shape, which one frame shows, and how that shape moves, which no single frame shows. The second holds by
+construction, twice:
 
 * The motion classes are pairs of twins. A scene is drawn for the even class of a pair; the odd class is the same
   distribution played backwards, background and distractors included.
@@ -22,6 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 APPEARANCE_CLASSES = ('disc', 'square', 'triangle', 'star', 'ring', 'cross', 'crescent', 'bars')
+TEXTURES = ('noise', 'stripes', 'checks', 'dots')  # shape k has texture k modulo 4, ...
+PERIODS = ((0.95, 1.3), (0.4, 0.55))  # ... the first four coarse, the others fine; in units of the shape's radius
 # Neighbours (0, 1), (2, 3), ... are time-reversed twins; `clockwise` is as seen on the screen, where y points down.
 MOTION_CLASSES = (
     'move_right',
@@ -47,6 +50,7 @@ TRANSLATION = (0.35, 0.6)
 ROTATION = (70.0, 120.0)  # degrees
 TILT = 12.0  # degrees, largest either way: the angle a shape turns about is near its upright one
 GROWTH = (1.8, 2.6)  # factor
+TEXTURE_CONTRAST = (26.0, 40.0)  # luma of the large shape's and the distractors' textures, either way
 BACKGROUND_SPEED = 0.1  # largest
 WOBBLE = (0.006, 0.006, 2.0, 0.015)  # largest amplitude in x, y, angle (degrees), log radius
 DISTRACTORS = (1, 1)  # fewest and most
@@ -149,7 +153,7 @@ def draw_scene(plan: Plan, rng: np.random.Generator) -> Scene:
     border = int(np.ceil(BACKGROUND_SPEED * short * span / 2)) + 2
     shape = (plan.height + 2 * border, plan.width + 2 * border)
     background_luma = rng.uniform(50, 205)
-    pattern = texture(rng, *shape, short * rng.uniform(0.25, 0.6))
+    pattern = texture(rng, *shape, short * rng.uniform(0.25, 0.6), str(rng.choice(TEXTURES)))
     background = _paint(rng, pattern, background_luma, rng.uniform(4, 10), (4, 20)).round().astype(np.uint8)
     heading, speed = rng.uniform(0, 2 * np.pi), BACKGROUND_SPEED * short * np.sqrt(rng.random())
     offsets = border + speed * times[:, None] * np.array([np.cos(heading), np.sin(heading)])
@@ -238,11 +242,12 @@ def _sprite(rng: np.random.Generator, kind: int, background_luma: float, gap: fl
     room = {1: 210 - background_luma, -1: background_luma - 45}
     sign = rng.choice([sign for sign in (1, -1) if room[sign] >= gap])
     luma = background_luma + sign * rng.uniform(gap, min(room[sign], 130))
-    pattern = texture(rng, _CANVAS, _CANVAS, _CANVAS_RADIUS * rng.uniform(0.8, 1.4))
+    scale, pattern_kind = divmod(kind, len(TEXTURES))
+    pattern = texture(rng, _CANVAS, _CANVAS, _CANVAS_RADIUS * rng.uniform(*PERIODS[scale]), TEXTURES[pattern_kind])
     # The gradient makes every angle look different, on a disc under a symmetric texture too.
     along, _ = _turned_grid(rng, _CANVAS, _CANVAS)
     pattern = 0.75 * pattern + 0.25 * np.clip(along / (2 * _CANVAS_RADIUS) + 0.5, 0, 1)
-    colours = _paint(rng, pattern, luma, rng.uniform(16, 30))
+    colours = _paint(rng, pattern, luma, rng.uniform(*TEXTURE_CONTRAST))
     mask = shape_mask(kind)[..., None]
     return np.concatenate([colours * mask, 255 * mask], axis=-1).round().astype(np.uint8)
 
@@ -267,9 +272,8 @@ def _turned_grid(rng: np.random.Generator, height: int, width: int) -> tuple[Flo
     return np.cos(angle) * x + np.sin(angle) * y, np.cos(angle) * y - np.sin(angle) * x
 
 
-def texture(rng: np.random.Generator, height: int, width: int, period: float) -> Floats:
-    """Returns a random pattern (height, width) in [0, 1]: noise, stripes, checks or dots with a period in pixels."""
-    kind = rng.choice(['noise', 'stripes', 'checks', 'dots'])
+def texture(rng: np.random.Generator, height: int, width: int, period: float, kind: str) -> Floats:
+    """Returns a random pattern (height, width) in [0, 1] of one of `TEXTURES`, with a period in pixels."""
     if kind == 'noise':
         cells = (int(2 * width / period) + 3, int(2 * height / period) + 3)
         grid = rng.random((cells[1], cells[0]))
