@@ -23,8 +23,9 @@ _TIMED = ('mov,mp4,m4a,3gp,3g2,mj2', 'matroska,webm', 'mpegts')
 _HIDING = ('vp8', 'vp9')
 # Codecs of which every shown packet gives one frame, or whose exceptions `_hidden` knows.
 _ONE_FRAME = ('h264', 'hevc', 'vp8', 'vp9', 'libdav1d', 'av1', 'mjpeg', 'mpeg4', 'ffv1', 'prores', 'png')
-# Frames are shown at most this many places from where their packets stand; beyond, the times do not tell the order.
-_REORDER = 32
+# Of these, the ones that store frames in another order than they show them, by at most this many places.
+_REORDERING = ('h264', 'hevc', 'mpeg4')
+_REORDER = 16
 # Compressed bytes kept from indexing to decoding; beyond that the file is read a second time.
 _KEEP_BYTES = 32 * 1024 * 1024
 # A gap of this many packets between wanted ones is jumped over where the container knows the places of its packets.
@@ -101,7 +102,7 @@ def read_index(video: Video) -> Index:
     total = 0
     sizes: list[int] = []
     pts: list[int | None] = []
-    dts: list[int] = []
+    dts: list[int | None] = []
     keyframe, hidden = [], []
     for packet in _packets(video):
         size = packet.size
@@ -111,9 +112,7 @@ def read_index(video: Video) -> Index:
         keyframe.append(packet.is_keyframe)
         hidden.append(hide)
         if not hide:
-            time = packet.dts
-            if time is not None:
-                dts.append(time)
+            dts.append(packet.dts)
         if kept is not None:
             kept.append(packet)
             total += size
@@ -127,12 +126,22 @@ def read_index(video: Video) -> Index:
     exact = exact and not (codec == 'mpeg4' and min(sizes) < 16)
     # Leading pictures before the first keyframe refer to frames that are not in the file: they never come out.
     exact = exact and keyframe[0] and times.min() == times[0] and len(np.unique(times[shown])) == len(shown)
-    # Where recordings were joined, times may start again. (Matroska stores no decoding times, FFmpeg makes them up.)
-    steady = video.container.format.name == 'matroska,webm' or (np.diff(dts) >= 0).all()
-    exact = bool(exact and steady and np.abs(np.sort(shown) - shown).max() <= _REORDER)
+    exact = bool(exact and _plausible(video, times[visible], dts, np.sort(shown) - shown))
     seconds = float((times[shown[-1]] - times[shown[0]]) * video.stream.time_base) if exact else 0.0
     fps = (len(shown) - 1) / seconds if seconds > 0 else 0.0
     return Index(exact, times, np.array(keyframe, np.bool_), shown, kept, fps)
+
+
+def _plausible(video: Video, pts: np.ndarray, dts: list[int | None], moved: np.ndarray) -> bool:
+    """Whether the times can be those of one recording, undamaged; `moved` is by how many places frames change order."""
+    if np.abs(moved).max() > (_REORDER if video.stream.codec_context.name in _REORDERING else 0):
+        return False
+    kind = video.container.format.name
+    if kind == 'matroska,webm':  # stores no decoding times, FFmpeg makes them up
+        return True
+    known = np.array([-(1 << 62) if time is None else time for time in dts], np.int64)
+    late = kind == 'mpegts' and (pts < known).any()
+    return not late and bool((np.diff(known[known > -(1 << 62)]) >= 0).all())
 
 
 class IndexCache:
