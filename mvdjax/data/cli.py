@@ -10,6 +10,11 @@ TOOLS = {
         'write the built-in demo data set: real encoded videos and images, with lists and class names',
         'mvdjax data demo --output=quickstart/data',
     ),
+    'check': (
+        'mvdjax.data.check',
+        'decode every file of a list once and say what is wrong: lines, files, duplicates, leaks',
+        'mvdjax data check lists/train.txt lists/val.txt --class_file=lists/classes.txt --output=check',
+    ),
 }
 
 
