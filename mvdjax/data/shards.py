@@ -16,20 +16,32 @@ from mvdjax.data import transcode
 from mvdjax.data.decode import Blob, DecodeError
 from mvdjax.data.media import fetch
 from mvdjax.data.packed import Shard
+from mvdjax.data.watched import Alive
 from mvdjax.errors import UserError
 
 _SPARE_BYTES = 4 * 2**20  # of disk space, kept for the descriptions of the shards
 _OPTIONS = 'group_size:1,uncompressed'  # one example per chunk: random access; videos do not compress
+_FETCH_SECONDS = 3600.0  # that a file may take to come from an object store
+_SILENT_SECONDS = 300.0  # that a decoder may go without giving a frame
 
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """A line of the list: what to fetch, the path as listed, the label and the line's number."""
+    """A line of the list.
+
+    Attributes:
+      source: what to fetch.
+      path: as the list has it.
+      label: class number.
+      line: its number.
+      blame: why it must not be touched: what it did to the process that did.
+    """
 
     source: str
     path: str
     label: int
     line: int
+    blame: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +50,7 @@ class Job:
 
     Attributes:
       file: where; not its final name.
+      note: file that says how far the work is, for `read_note`.
       items: what to pack, in order.
       profile, short_side: see `transcode.pack_video`.
       class_names: see `features`.
@@ -45,11 +58,29 @@ class Job:
     """
 
     file: str
+    note: str
     items: tuple[Item, ...]
     profile: str
     short_side: int
     class_names: tuple[str, ...]
     strict: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """A shard to read back: its file, what it should hold, and as in `Job`."""
+
+    file: str
+    note: str
+    shard: Shard
+    class_names: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Trouble:
+    """Why all work must end: a full disk, a shard that reads back wrong, with `strict` an unreadable file."""
+
+    text: str
 
 
 @functools.cache
@@ -73,17 +104,60 @@ def features(class_names: tuple[str, ...]) -> Any:
     )
 
 
-def write_shard(job: Job, tick: Callable[[], None]) -> Shard:
-    """Encodes the videos of a shard and writes them, then reads them back.
+class _Note:
+    """Tells the parent, through a file, how many items are done; also that this process is alive."""
 
-    Args:
-      job: the shard.
-      tick: called after every video. What it raises ends the work.
+    def __init__(self, path: str, alive: Alive) -> None:
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        self._parent = os.getppid()
+        self.alive = alive
+        self.done = -1
+        self.next()
 
-    Raises:
-      OSError: the disk is full, or `job.file` cannot be written.
-      UserError: the shard reads back wrong, or with `strict` a file cannot be read.
-    """
+    def next(self) -> None:
+        """One more item is done."""
+        self.done += 1
+        os.pwrite(self._file, b'%12d' % self.done, 0)
+        self.alive(_FETCH_SECONDS)
+
+    def tick(self) -> None:
+        """A sign of life. Without a parent there is nothing to live for."""
+        if os.getppid() != self._parent:
+            os._exit(1)
+        self.alive(_SILENT_SECONDS)
+
+    def close(self) -> None:
+        """Closes the file and leaves it."""
+        os.close(self._file)
+
+
+def read_note(path: str) -> int:
+    """How many items of a job are done; the next one is in work."""
+    try:
+        with open(path, 'rb') as file:
+            return int(file.read() or 0)
+    except FileNotFoundError:
+        return 0
+
+
+def write_shard(job: Job, alive: Alive) -> Shard | Trouble:
+    """Encodes the videos of a shard, writes them and reads them back. `alive`: see `watched`."""
+    note = _Note(job.note, alive)
+    try:
+        shard = _write(job, note)
+    except OSError as error:
+        return Trouble(f'{job.file} cannot be written ({error.strerror or error}): the pack needs room')
+    except UserError as error:
+        return Trouble(str(error))
+    except Exception as error:  # noqa: BLE001 -- it has to reach the parent with the file's name
+        return Trouble(f'{job.items[note.done].source}: {type(error).__name__}: {error}')
+    finally:
+        note.close()
+    damage = find_damage(job.file, shard, job.class_names, note.tick)
+    return Trouble(f'{job.file} does not hold what was written: {damage}; check the disk') if damage else shard
+
+
+def _write(job: Job, note: _Note) -> Shard:
     from array_record.python.array_record_module import ArrayRecordWriter
 
     records: list[dict[str, Any]] = []
@@ -92,7 +166,7 @@ def write_shard(job: Job, tick: Callable[[], None]) -> Shard:
         writer = ArrayRecordWriter(job.file, _OPTIONS)
     for item in job.items:
         try:
-            record, example = _example(item, job)
+            record, example = _example(item, job, note)
         except DecodeError as error:
             if job.strict:
                 raise UserError(
@@ -104,21 +178,31 @@ def write_shard(job: Job, tick: Callable[[], None]) -> Shard:
             with _disk_errors(job.file):
                 writer.write(example)
             records.append({**record, 'digest': hashlib.sha256(example).hexdigest()})
-        tick()
+        note.next()
     with _disk_errors(job.file):
         writer.close()
     with open(job.file, 'rb') as file:
         os.fsync(file.fileno())
-    shard = Shard(tuple(records), tuple(bad), os.path.getsize(job.file))
-    if problem := find_damage(job.file, shard, job.class_names):
-        raise UserError(f'{job.file} does not hold what was written: {problem}; check the disk')
-    return shard
+    return Shard(tuple(records), tuple(bad), os.path.getsize(job.file))
 
 
-def _example(item: Item, job: Job) -> tuple[dict[str, Any], bytes]:
+def check_shard(check: Check, alive: Alive) -> str:
+    """What is wrong with a finished shard, or ''. `alive`: see `watched`."""
+    note = _Note(check.note, alive)
+    try:
+        return find_damage(check.file, check.shard, check.class_names, note.next)
+    finally:
+        note.close()
+
+
+def _example(item: Item, job: Job, note: _Note) -> tuple[dict[str, Any], bytes]:
     """What `records/*.json` says of a video, and its serialized example. Raises DecodeError."""
+    if item.blame:
+        raise DecodeError(item.source, item.blame)
     media = fetch(item.source)
-    packed = transcode.pack_video(media, job.profile, job.short_side)
+    note.tick()
+    source_digest = _source_digest(media)
+    packed = transcode.pack_video(media, job.profile, job.short_side, note.tick)
     info = packed.info
     record = {
         'path': item.path,
@@ -128,7 +212,7 @@ def _example(item: Item, job: Job) -> tuple[dict[str, Any], bytes]:
         'height': info.height,
         'fps': info.fps,
         'codec': info.codec,
-        'sha256': _source_digest(media),
+        'sha256': source_digest,
     }
     example = features(job.class_names).serialize_example({**record, 'video': packed.data})
     return {**record, 'line': item.line, 'size': len(packed.data)}, example
@@ -137,8 +221,13 @@ def _example(item: Item, job: Job) -> tuple[dict[str, Any], bytes]:
 def _source_digest(media: str | Blob) -> str:
     if isinstance(media, Blob):
         return hashlib.sha256(media.data).hexdigest()
-    with open(media, 'rb') as file:
-        return hashlib.file_digest(file, 'sha256').hexdigest()
+    try:
+        with open(media, 'rb') as file:
+            return hashlib.file_digest(file, 'sha256').hexdigest()
+    except FileNotFoundError:
+        raise DecodeError(media, 'does not exist') from None
+    except (OSError, ValueError) as error:
+        raise DecodeError(media, f'cannot be opened: {error}') from error
 
 
 @contextmanager
@@ -157,7 +246,7 @@ def _check_room(path: str, size: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
 
 
-def find_damage(path: str, shard: Shard, class_names: tuple[str, ...], tick: Callable[[], None] = lambda: None) -> str:
+def find_damage(path: str, shard: Shard, class_names: tuple[str, ...], tick: Callable[[], None]) -> str:
     """Reads a shard: the number of examples, the hash of each, and its first and last frame.
 
     Args:

@@ -13,7 +13,7 @@ import dataclasses
 import io
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from fractions import Fraction
 from pathlib import Path
@@ -29,7 +29,7 @@ PROFILES = ('copy', 'gop16', 'intra')
 VERSION = 1  # of what the profiles write: raise it with every change that alters a file
 MAX_BYTES = 2**30  # of a packed video; tensorflow-datasets' examples end at 2 GiB
 
-_ERRORS = (av.FFmpegError, OSError, MemoryError, UnreadableError)
+_ERRORS = (av.FFmpegError, OSError, MemoryError, UnreadableError, ValueError, ArithmeticError)
 _REMUXED = {'mov,mp4,m4a,3gp,3g2,mj2': 'mp4', 'matroska,webm': 'matroska'}
 # One thread: a pack is made by as many processes as there are cores. Bit-exact: no dates or version numbers inside.
 _ENCODING = {'threads': '1', 'flags': '+bitexact'}
@@ -51,23 +51,27 @@ class Packed:
     info: VideoInfo
 
 
-def pack_video(media: str | Path | Blob, profile: str, short_side: int) -> Packed:
+def pack_video(
+    media: str | Path | Blob, profile: str, short_side: int, tick: Callable[[], None] = lambda: None
+) -> Packed:
     """A video as a profile stores it.
 
     Args:
       media: a video file.
       profile: of `PROFILES`.
       short_side: pictures with a longer short side are made smaller to have this one; 0 for never. Not for 'copy'.
+      tick: called after every frame that is encoded: a sign of life.
 
     Raises:
       DecodeError: no readable video, or one that would take more than 1 GiB.
     """
     name = media.name if isinstance(media, Blob) else str(media)
+    probe(media)  # has the words for what is no video
     try:
         if profile == 'copy':
             data = _without_other_streams(media) or _content(media)
         else:
-            data = _encode(media, profile, short_side)
+            data = _encode(media, profile, short_side, tick)
     except _ERRORS as error:
         raise DecodeError(name, str(error) if isinstance(error, UnreadableError) else f'fails: {error}') from error
     if len(data) > MAX_BYTES:
@@ -75,6 +79,14 @@ def pack_video(media: str | Path | Blob, profile: str, short_side: int) -> Packe
             name, f'takes {len(data) / 2**30:.1f} GiB packed; cut it into clips that take less than 1 GiB'
         )
     return Packed(data, probe(Blob(name, data)))
+
+
+def settings(profile: str) -> str:
+    """What a profile's encoder is told, for `pack.json`."""
+    if profile == 'copy':
+        return 'packets unchanged'
+    codec, options = _ENCODERS[profile]
+    return ' '.join([codec, *(f'{name}={value}' for name, value in options.items())])
 
 
 def first_and_last(media: str | Path | Blob) -> np.ndarray:
@@ -262,7 +274,7 @@ def _open_output(
     return stream
 
 
-def _encode(media: str | Path | Blob, profile: str, short_side: int) -> bytes:
+def _encode(media: str | Path | Blob, profile: str, short_side: int, tick: Callable[[], None]) -> bytes:
     with packets.open_video(_file(media), probing=False) as video:
         index = packets.read_index(video)
     buffer = io.BytesIO()
@@ -288,6 +300,7 @@ def _encode(media: str | Path | Blob, profile: str, short_side: int) -> bytes:
                 frame = graph.vpull()
             frame.pts, frame.time_base, frame.pict_type = time, clock.base, 0  # 0: the encoder chooses the type
             output.mux(stream.encode(frame))
+            tick()
             if buffer.tell() > MAX_BYTES:
                 break
         output.mux(stream.encode(None))
