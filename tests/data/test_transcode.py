@@ -192,7 +192,7 @@ def test_rotation_is_applied(folder, profile, angle):
 
 def sequential_blob(packed):
     with av.open(io.BytesIO(packed.data)) as container:
-        frames = [frame for frame in container.decode(video=0)]
+        frames = list(container.decode(video=0))
     assert all(frame.rotation == 0 for frame in frames)
     return np.stack([frame.to_ndarray(format='rgb24') for frame in frames])
 
@@ -200,7 +200,14 @@ def sequential_blob(packed):
 @pytest.mark.parametrize('profile', ENCODED)
 @pytest.mark.parametrize(
     ('pixels', 'matrix', 'full'),
-    [('yuv420p', 1, 1), ('yuv420p', 5, 2), ('yuvj420p', 2, 2), ('yuv422p10le', 1, 1), ('yuv444p', 6, 1), ('rgb24', 0, 2)],
+    [
+        ('yuv420p', 1, 1),
+        ('yuv420p', 5, 2),
+        ('yuvj420p', 2, 2),
+        ('yuv422p10le', 1, 1),
+        ('yuv444p', 6, 1),
+        ('rgb24', 0, 2),
+    ],
 )
 def test_colours_are_what_a_reader_sees(folder, profile, pixels, matrix, full):
     """Matrices (1: BT.709, 5 and 6: BT.601), ranges (2: full) and depths: saturated patches keep their RGB values."""
@@ -261,5 +268,5 @@ def test_no_video(tmp_path, content, reason):
 def test_too_large(clip, monkeypatch):
     monkeypatch.setattr('mvdjax.data.transcode.MAX_BYTES', 10_000)
     for profile in ('copy', 'gop16', 'intra'):
-        with pytest.raises(DecodeError, match='takes .* packed|takes .* GiB; cut it'):
+        with pytest.raises(DecodeError, match=r'takes .* packed|takes .* GiB; cut it'):
             pack_video(clip, profile, 0)
