@@ -159,6 +159,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def finished_shard(folder: Path, plan: dict[str, Any], shard: int) -> Shard | None:
+    """What a shard holds, or None if it is not finished or its file is not the one that was written."""
     content, file = packed.read_shard(folder, shard), folder / packed.shard_name(plan, shard)
     return content if content and file.exists() and file.stat().st_size == content.size else None
 
@@ -175,5 +176,6 @@ def check_strict(folder: Path, plan: dict[str, Any], spec: PackSpec) -> None:
 
 
 def standing(folder: Path, plan: dict[str, Any]) -> str:
+    """How far the pack is, for the end of a message."""
     done = sum(finished_shard(folder, plan, shard) is not None for shard in range(plan['shards']))
     return f'{done} of {plan["shards"]} shards are finished; start the same command again to go on'

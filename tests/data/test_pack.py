@@ -151,7 +151,7 @@ def test_training_from_a_copy_is_training_from_the_files(videos, whole):
 def test_many_threads_read_at_once(whole):
     records = packed.read_pack(str(whole)).records
     expected = [packed.read_blob(record.path).data for record in records]
-    packed._source.cache_clear()
+    packed._sources.clear()
     start = threading.Barrier(8)
 
     def read(i):
