@@ -22,6 +22,8 @@ from mvdjax.data.watchdog import UnreadableError, Watch
 MAX_SIDE = 16384
 MAX_PIXELS = 80_000_000  # Pillow begins to warn at 89 million
 
+TOO_LARGE = f'more than the {MAX_SIDE} a side or {MAX_PIXELS // 10**6} megapixels allowed'
+
 # FFmpeg's names of the containers it may read; the sounds and still images are there to be refused by name.
 _VIDEOS = (
     *('mov', 'matroska', 'avi', 'mpegts', 'mpeg', 'flv', 'asf', 'ogg', 'h264', 'hevc', 'm4v', 'mpegvideo', 'mjpeg'),
@@ -38,9 +40,7 @@ _PLAYLISTS = (b'#EXTM3U', b'ffconcat version', b'[playlist]', b'<smil', b'<MPD')
 def check_size(width: int, height: int) -> None:
     """Refuses pictures over 16384 pixels a side or 80 megapixels with `UnreadableError`."""
     if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
-        raise UnreadableError(
-            f'is {width} x {height} pixels, more than the {MAX_SIDE} a side or {MAX_PIXELS // 10**6} megapixels allowed'
-        )
+        raise UnreadableError(f'is {width} x {height} pixels, {TOO_LARGE}')
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,6 @@ def open_video(source: Path | bytes, watch: Watch) -> Iterator[Video]:
 
 def _open_container(reader: _Reader, head: bytes) -> av.container.InputContainer:
     options = {
-        'fflags': '+discardcorrupt',  # a packet cut off by the file's end is dropped
         'codec_whitelist': 'none',  # for looking into the streams only: PyAV decodes with contexts of its own
         'protocol_whitelist': 'none',
         'format_whitelist': _FORMATS,

@@ -18,7 +18,7 @@ from typing import IO
 
 import av
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mvdjax.data import containers, packets, watchdog
 from mvdjax.data.watchdog import UnreadableError, Watch
@@ -27,7 +27,6 @@ _BAD_VIDEO = (av.FFmpegError, OSError, MemoryError, UnreadableError)
 # All that Pillow's decoders were seen to raise on damaged files.
 _BAD_IMAGE = (
     *(OSError, ValueError, SyntaxError, EOFError, TypeError, LookupError, ArithmeticError, MemoryError, struct.error),
-    Image.DecompressionBombError,
 )
 # Others would be guessed from the contents too, and one of them (EPS) starts a program.
 _IMAGES = ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'PPM', 'TIFF', 'JPEG2000')
@@ -239,12 +238,18 @@ def read_image(media: Media) -> np.ndarray:
             return _decode_image(file)
     except UnreadableError as error:
         raise DecodeError(name, str(error)) from error
+    except UnidentifiedImageError as error:
+        raise DecodeError(name, f'is not a readable image: it is none of {", ".join(_IMAGES)}') from error
     except _BAD_IMAGE as error:
         raise DecodeError(name, f'is not a readable image: {error}') from error
 
 
 def _decode_image(file: IO[bytes]) -> np.ndarray:
-    with Image.open(file, formats=_IMAGES) as image:
+    try:
+        image = Image.open(file, formats=_IMAGES)
+    except Image.DecompressionBombError as error:
+        raise UnreadableError(f'has {containers.TOO_LARGE}') from error
+    with image:
         containers.check_size(*image.size)
         if image.mode.startswith(('I', 'F')):
             raise UnreadableError('has grey values of more than 8 bits: convert it')

@@ -11,6 +11,7 @@ from typing import Any
 
 import av
 import numpy as np
+from av.video.frame import PictureType
 from av.video.reformatter import VideoReformatter
 
 from mvdjax.data.containers import Video, check_size, open_video
@@ -58,12 +59,22 @@ class Index:
 
 
 def _packets(video: Video) -> Iterator[av.Packet]:
-    """The stream's packets up to the end or the first damage to the container, without PyAV's empty last one."""
+    """The stream's packets up to the end or the first damage to the container, without PyAV's empty last one.
+
+    A last packet that the file's end cuts short is left out. (In between, a packet called corrupt may be whole.)
+    """
+    cut: av.Packet | None = None
     try:
         for packet in video.container.demux(video.stream):
             video.watch.check()
             if packet.size:
-                yield packet
+                if cut is not None:
+                    yield cut
+                    cut = None
+                if packet.is_corrupt:
+                    cut = packet
+                else:
+                    yield packet
     except av.InvalidDataError:
         return
 
@@ -91,10 +102,10 @@ def read_index(video: Video) -> Index:
     keyframe, hidden = [], []
     for packet in _packets(video):
         pts.append(packet.pts)
-        if packet.dts is not None:
-            dts.append(packet.dts)
         keyframe.append(packet.is_keyframe)
         hidden.append(packet.is_discard or _hidden(codec, packet))
+        if packet.dts is not None and not hidden[-1]:
+            dts.append(packet.dts)
         size += packet.size
         smallest = min(smallest, packet.size)
         if kept is not None:
@@ -325,15 +336,23 @@ def _check(frame: av.VideoFrame, start: int, last: int | None) -> None:
         raise UnreadableError('marks a frame as a keyframe that is none')
 
 
-def every_frame(video: Video) -> Iterator[av.VideoFrame]:
-    """Decodes everything from the first packet, passing over what is damaged. `video`: freshly opened."""
+def every_frame(video: Video, damage: Damage) -> Iterator[av.VideoFrame]:
+    """Decodes everything from the first packet, passing over what is damaged.
+
+    Args:
+        video: freshly opened.
+        damage: is told of every frame before it comes.
+    """
     context = video.stream.codec_context
     for packet in _ending(_packets(video)):
         try:
             frames = context.decode(packet)
         except av.InvalidDataError:
+            damage.packet()
             continue
-        yield from frames
+        for frame in frames:
+            damage.frame(frame)
+            yield frame
 
 
 def decode_all(video: Video, ids: np.ndarray) -> tuple[np.ndarray, int]:
@@ -344,11 +363,61 @@ def decode_all(video: Video, ids: np.ndarray) -> tuple[np.ndarray, int]:
         ids: int64 (n,) frames to keep.
 
     Returns:
-        uint8 (n, h, w, 3), of which the frames at or beyond the count are undefined; the number of frames that came.
+        uint8 (n, h, w, 3), of which the frames at or beyond the count are undefined; the number of frames up to the
+        end, or to where damage begins that lasts to the end.
+
+    Raises:
+        UnreadableError: a wanted frame is damaged, or refers to one that is.
     """
     sink = _Sink(ids, np.unique(ids).tolist())
-    count = 0
-    for frame in every_frame(video):
-        sink.offer(count, frame)
-        count += 1
-    return sink.result(), count
+    damage = Damage()
+    for frame in every_frame(video, damage):
+        sink.offer(damage.frames - 1, frame)
+    sound = damage.sound()
+    hurt = sum(frame < sound for frame in damage.hurt.intersection(ids.tolist()))
+    if hurt:
+        raise UnreadableError(f'is damaged: {len(damage.hurt)} of its {damage.frames} frames, {hurt} of them wanted')
+    return sink.result(), sound
+
+
+class Damage:
+    """Which frames of a full decode cannot be trusted: from a damaged one to the next keyframe.
+
+    The pictures that FFmpeg makes up for what is missing depend on more than the file.
+    """
+
+    def __init__(self) -> None:
+        self.frames = 0
+        self.hurt: set[int] = set()
+        self._hurting = False
+        self._run = 0  # the first of the B-frames that came last: they may refer to the frame that comes next
+
+    def sound(self) -> int:
+        """The number of frames up to the end, or to where damage begins that lasts to the end.
+
+        Raises:
+            UnreadableError: there is none.
+        """
+        sound = self.frames
+        while sound - 1 in self.hurt:
+            sound -= 1
+        if self.frames and not sound:
+            raise UnreadableError('is damaged from its first frame to its last')
+        return sound
+
+    def packet(self) -> None:
+        """A packet gave an error."""
+        self._hurting = True
+
+    def frame(self, frame: av.VideoFrame) -> None:
+        """A frame came."""
+        if frame.is_corrupt:
+            self._hurting = True
+            self.hurt.update(range(self._run, self.frames))
+        elif frame.key_frame:
+            self._hurting = False
+        if self._hurting:
+            self.hurt.add(self.frames)
+        self.frames += 1
+        if frame.pict_type != PictureType.B:
+            self._run = self.frames
