@@ -15,6 +15,7 @@ import dataclasses
 import json
 import os
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,8 @@ SCHEMA = 1
         hashes                      {content, order}, see `check_report.hashes`
         totals                      see `check_report.totals`
     leaks                           see `check_report.leaks`; `lists` are places in `lists`
-    files                           {path, ...} of every file, see `examine.Facts`
+    files                           {path, listed, ...} of every file, see `examine.Facts`; `listed` has [place in
+                                    `lists`, line, label] of every line that names it
 """
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.ppm', '.tif', '.tiff', '.gif')
@@ -110,9 +112,11 @@ def check(paths: Sequence[str], output: str, options: Options = Options(), progr
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     kinds: dict[str, bool] = {}
-    for checked, image in zip(lists, images, strict=True):
+    listed: dict[str, list[tuple[int, int, int]]] = defaultdict(list)
+    for number, (checked, image) in enumerate(zip(lists, images, strict=True)):
         for record in checked.files.records:
             kinds.setdefault(record.path, image)
+            listed[record.path].append((number, record.line, record.label))
     found = _gather(kinds, folder / 'cache.jsonl', options, progress)
     leaks = report.leaks(lists, found)
     described = []
@@ -130,7 +134,7 @@ def check(paths: Sequence[str], output: str, options: Options = Options(), progr
         'frames': options.frames,
         'lists': described,
         'leaks': leaks,
-        'files': [{'path': path, **dataclasses.asdict(found[path])} for path in kinds],
+        'files': [{'path': path, 'listed': listed[path], **dataclasses.asdict(found[path])} for path in kinds],
     }
     _write_json(result, folder / 'check.json')
     (folder / 'problems.txt').write_text(''.join(f'{line}\n' for line in problems(result)), encoding='utf-8')
