@@ -34,7 +34,7 @@ class _Tool(argparse.ArgumentParser):
 
     module = ''
 
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # type: ignore[override]
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As its base class, after the module has added its arguments."""
         if self.module:
             importlib.import_module(self.module).add_arguments(self)
