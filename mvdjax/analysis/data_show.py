@@ -84,7 +84,9 @@ def _subtitle(config: ml_collections.ConfigDict, found: ShownSet, name: str, ste
 def _value(value: Any) -> str:
     if isinstance(value, dict):
         return ' '.join(f'{v}' for v in value.values())
-    return 'x'.join(map(str, value)) if isinstance(value, tuple | list) else str(value) or 'none'
+    if isinstance(value, tuple | list):
+        return (' to ' if any(isinstance(v, float) for v in value) else ' x ').join(map(str, value))
+    return str(value) or 'none'
 
 
 def _words(number: int, row: Shown, found: ShownSet) -> tuple[str, str]:
@@ -151,7 +153,7 @@ def _strips(row: Shown, data: Data) -> list[Strip]:
     strips = [Strip(f'input\n{height} x {width}', _erased(video, row.arrays.get('erase')))]
     if 'mask' in row.arrays:
         hidden = pixel_mask(row.arrays['mask'], video.shape, _patch(row, data))
-        strips.append(Strip('what the encoder\nsees', np.where(hidden, np.uint8(GREY), video)))
+        strips.append(Strip('encoder sees', np.where(hidden, np.uint8(GREY), video)))
     if 'teacher_video' in row.arrays:
         teacher = row.arrays['teacher_video']
         strips.append(Strip(f'image teacher\n{teacher.shape[1]} x {teacher.shape[2]}', teacher))
