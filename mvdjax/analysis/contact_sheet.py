@@ -73,7 +73,7 @@ def draw_sheets(title: str, lines: Sequence[str], bands: Sequence[Band], stem: s
     Raises:
       OSError: a file cannot be written.
     """
-    pages = list(_pages(bands, MAX_HEIGHT - TITLE - LINE * len(lines)))
+    pages = list(pages_of(bands, MAX_HEIGHT - TITLE - LINE * len(lines)))
     paths = [f'{stem}.png'] if len(pages) == 1 else [f'{stem}_{i}.png' for i in range(1, len(pages) + 1)]
     for number, (page, path) in enumerate(zip(pages, paths, strict=True), start=1):
         of = f'  ({number} of {len(pages)})' if len(pages) > 1 else ''
@@ -81,7 +81,8 @@ def draw_sheets(title: str, lines: Sequence[str], bands: Sequence[Band], stem: s
     return paths
 
 
-def _pages(bands: Sequence[Band], height: int) -> Iterator[list[Band]]:
+def pages_of(bands: Sequence[Band], height: int) -> Iterator[list[Band]]:
+    """The bands, page by page of this height in pixels."""
     page: list[Band] = []
     for band in bands:
         if page and sum(b.height for b in page) + band.height > height:
