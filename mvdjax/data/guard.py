@@ -4,6 +4,9 @@ Workers post what they read on a board, a small file that the main process maps 
 worker that has been at one sample for longer than the limit; the signal comes from outside, so it also reaches a
 decoder that holds the interpreter's lock. Without workers, `read` leaves the thread that hangs behind and goes on: that
 needs a decoder which lets go of the lock (FFmpeg's do), and nothing can help against one that crashes.
+
+Slow storage is no fault of a file: before one is blamed its bytes are brought here (`warm`), however long that takes,
+and it gets the whole limit once more.
 """
 
 import collections
@@ -11,10 +14,10 @@ import contextlib
 import dataclasses
 import itertools
 import math
+import multiprocessing
 import os
 import pickle
 import platform
-import signal
 import tempfile
 import threading
 import traceback
@@ -23,7 +26,8 @@ from typing import Any
 
 import numpy as np
 
-from mvdjax.data.decode import DecodeError
+from mvdjax.data import media
+from mvdjax.data.decode import Blob, DecodeError
 from mvdjax.errors import UserError
 
 _FIELDS = 4  # serial number of the entry (0: nothing at work), sample number, attempt, record
@@ -105,14 +109,22 @@ class Watch(threading.Thread):
             posted = {w: self._board.at_work(w) for w in range(self._board.workers) if w not in self.ended}
             seen = {(w, s): seen.get((w, s), 0) + 1 for w, works in posted.items() for s in works}
             for worker in {w for (w, _), looks in seen.items() if looks > self._looks}:
-                self.ended[worker] = list(posted[worker].values())
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(self._board.pid(worker), signal.SIGKILL)
+                if _end(self._board.pid(worker)):
+                    self.ended[worker] = list(posted[worker].values())
 
     def stop(self) -> None:
         """Ends the thread."""
         self._done.set()
         self.join()
+
+
+def _end(pid: int) -> bool:
+    """Kills a child process. False if it has ended by itself: its number may be another's by now."""
+    for process in multiprocessing.active_children():
+        if process.pid == pid:
+            process.kill()
+            return True
+    return False
 
 
 class _Post:
@@ -197,15 +209,31 @@ def _limited(function: Callable[[], Any], path: str, limit: float) -> Any:
 
     thread = threading.Thread(target=call, daemon=True, name='mvdjax-read')
     thread.start()
-    for _ in range(10):  # in slices, for the reason that `Watch` counts looks
-        thread.join(limit / 10)
-        if not thread.is_alive():
-            break
-    else:
-        raise hung(path, limit)
+    if not _ends(thread, limit):
+        warm(path)
+        if not _ends(thread, limit):
+            raise hung(path, limit)
     if failed:
         raise failed[0]
     return found[0]
+
+
+def _ends(thread: threading.Thread, limit: float) -> bool:
+    for _ in range(10):  # in slices, for the reason that `Watch` counts looks
+        thread.join(limit / 10)
+        if not thread.is_alive():
+            return True
+    return False
+
+
+def warm(path: str) -> None:
+    """Reads a file's bytes for nothing: afterwards it is in the machine's memory, or its store is known to answer."""
+    with contextlib.suppress(DecodeError, OSError):  # the read that follows says it better
+        found = media.fetch(path)
+        if not isinstance(found, Blob):
+            with open(found, 'rb') as file:
+                while file.read(2**20):
+                    pass
 
 
 def _portable(error: Exception, note: str) -> Exception:

@@ -31,7 +31,7 @@ WORKER_NAME = 'grain-process-prefetch'
 # How a decoder ends a process. SIGKILL is not among them: that is the kernel, out of memory, or a person.
 CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)
 MAX_RESTARTS = 3  # in a row at the same batch without a file to blame
-START_LIMIT = 300.0  # seconds that a process may take to start
+STORAGE_LIMIT = 900.0  # seconds that the storage may take to hand over one file
 
 log = logging.getLogger(__name__)
 
@@ -252,17 +252,11 @@ def _blame(code: int, samples: Samples, board: Board, watch: Watch) -> bool:
             f'a data worker died (exit code {code}), {reason}, while reading {_names(samples, board)}: {remedy}, or '
             'set data.workers to 0 to read in this process'
         )
-    guilty: dict[int, str] = {}  # record -> why
-    for works in watch.ended.values():
-        if len(works) == 1:
-            guilty[works[0].index] = guard.hung('', samples.limit).reason
-        else:  # one may have held the others up: each is tried by itself
-            guilty |= _try_alone(samples, works)
+    # One of a worker's threads may have held up or taken with it the others: each file is tried by itself.
+    suspects = [work for works in watch.ended.values() for work in works]
     if crashed:
-        works = [
-            work for worker in _gone(board) if worker not in watch.ended for work in board.at_work(worker).values()
-        ]
-        guilty |= _try_alone(samples, works)
+        suspects += [work for w in _gone(board) if w not in watch.ended for work in board.at_work(w).values()]
+    guilty = _try_alone(samples, suspects)
     for index, reason in guilty.items():
         record = samples.files.records[index]
         samples.bad.skip(record, reason)
@@ -283,8 +277,14 @@ def _try_alone(samples: Samples, works: list[Work]) -> dict[int, str]:
     found = {}
     for work, process, ready in tries:
         started = time.monotonic()
-        while not ready.wait(0.1) and process.is_alive() and time.monotonic() < started + START_LIMIT:
-            pass
+        while not ready.wait(0.1) and process.is_alive():
+            if time.monotonic() > started + STORAGE_LIMIT:
+                for _, other, _ in tries:
+                    other.kill()
+                raise UserError(
+                    f'{samples.files.records[work.index].path} could not be read from its storage in '
+                    f'{STORAGE_LIMIT:g} s: start the run again when that answers'
+                )
         process.join(samples.limit)
         if process.is_alive():
             process.kill()
@@ -300,9 +300,11 @@ def _read_alone(pickled: bytes, work: Work, ready: Any) -> None:
     os.environ['JAX_PLATFORMS'] = 'cpu'
     _end_with_parent()
     samples = cloudpickle.loads(pickled)
+    guard.warm(samples.files.records[work.index].path)
     ready.set()
     with contextlib.suppress(Exception):  # broken is not guilty: the stream replaces it as ever
         samples.alone(work)
+    os._exit(0)  # at once: the clock runs until this process has ended
 
 
 def worker_processes() -> list[BaseProcess]:
@@ -311,14 +313,14 @@ def worker_processes() -> list[BaseProcess]:
 
 
 def memory() -> dict[str, float]:
-    """Memory in MiB: {'memory': resident in this process, 'worker_memory': in the largest data worker}.
+    """Resident memory in MiB: {'memory_mib': of this process, 'worker_memory_mib': of its largest data worker}.
 
     Both count what is shared with others, such as loaded libraries, in full. {} where there is no /proc.
     """
     if not os.path.exists('/proc/self/statm'):
         return {}
     workers = [_resident(p.pid) for p in worker_processes() if p.pid]
-    return {'memory': _resident(os.getpid())} | ({'worker_memory': max(workers)} if workers else {})
+    return {'memory_mib': _resident(os.getpid())} | ({'worker_memory_mib': max(workers)} if workers else {})
 
 
 def _resident(pid: int) -> float:
