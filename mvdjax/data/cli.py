@@ -11,6 +11,11 @@ TOOLS = {
         'write the built-in demo data set: real encoded videos and images, with lists and class names',
         'mvdjax data demo --output=quickstart/data',
     ),
+    'init': (
+        'mvdjax.data.init',
+        'make lists and class names of a folder of your own: its sub-folders are the classes',
+        'mvdjax data init my_videos --val=0.1',
+    ),
     'check': (
         'mvdjax.data.check',
         'decode every file of a list once and say what is wrong: lines, files, duplicates, leaks',
