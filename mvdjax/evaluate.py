@@ -40,7 +40,12 @@ class EvalSet:
 
     def make_data(self) -> Data:
         """The data section, checked."""
-        return configs.build(Data, self.data, 'evals.<set>.data')
+        data: Data = configs.build(Data, self.data, 'evals.<set>.data')
+        if data.mixture:
+            raise UserError(
+                'evals.<set>.data takes one list: make the sources of a mixture evaluation sets of their own'
+            )
+        return data
 
 
 def eval_set(config: ml_collections.ConfigDict, name: str) -> EvalSet:
