@@ -91,7 +91,9 @@ def pack_video(media: Media, profile: str, short_side: int, tick: Callable[[], N
         raise DecodeError(
             name, f'takes {len(data) / 2**30:.1f} GiB packed; cut it into clips that take less than 1 GiB'
         )
-    return Packed(data, probe(Blob(name, data)))
+    blob = Blob(name, data)
+    first_and_last(blob)
+    return Packed(data, probe(blob))
 
 
 def settings(profile: str) -> str:

@@ -255,6 +255,24 @@ def test_damaged_files_keep_the_frames_that_can_be_had(folder, clip):
         assert psnr(frames_of(blob(path, profile)), expected) > CLOSE
 
 
+def test_files_damaged_in_the_middle_are_not_encoded(folder):
+    """Training never sees a frame that the decoder had to make up; encoded anew it would look sound."""
+    clip = encode(folder / 'sound_gops.mp4', 'libx264', g='15', **X264)
+    with av.open(str(clip)) as container:
+        packets = [(p.pos, p.size) for p in container.demux(video=0) if p.size]
+    data = bytearray(clip.read_bytes())
+    position, size = packets[20]
+    data[position + 4 : position + size] = bytes(reversed(data[position + 4 : position + size]))
+    path = folder / 'hurt.mp4'
+    path.write_bytes(data)
+    with pytest.raises(DecodeError, match='is damaged'):
+        frames_of(path)
+    assert blob(path, 'copy').data == bytes(data)  # the other clips can be had
+    for profile in ENCODED:
+        with pytest.raises(DecodeError, match=r'hurt\.mp4 is damaged: \d+ of its \d+ frames'):
+            pack_video(path, profile, 0)
+
+
 @pytest.mark.parametrize(('content', 'reason'), [(b'', 'is empty'), (b'no video at all\n' * 50, 'decoded|text file')])
 def test_no_video(tmp_path, content, reason):
     path = tmp_path / 'file.mp4'
