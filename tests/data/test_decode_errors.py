@@ -1,6 +1,7 @@
 """Damaged files, files that are no videos, odd names and images: one error type, with a reason; nothing left open."""
 
 import contextlib
+import gc
 import os
 import pickle
 import shutil
@@ -8,12 +9,13 @@ from pathlib import Path
 
 import av
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 from video_files import X264, chosen, encode, picture, sequential
 
-from mvdjax.data import containers
-from mvdjax.data.decode import DecodeError, probe, read_frames, read_image
+from mvdjax.data import containers, frames
+from mvdjax.data.decode import Blob, DecodeError, probe, read_frames, read_image
 
 
 @pytest.fixture(scope='module')
@@ -198,6 +200,35 @@ def test_images_are_rgb_and_upright(folder):
     np.testing.assert_array_equal(read_image(folder / 'alpha.png'), pixels)
 
 
+def test_images_that_would_come_out_wrong_are_refused(folder):
+    Image.fromarray(np.arange(60000, dtype=np.uint16).reshape(200, 300)).save(folder / 'deep.png')
+    with pytest.raises(DecodeError, match='has grey values of more than 8 bits: convert it'):
+        read_image(folder / 'deep.png')
+    picture_in_postscript = b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n'
+    with pytest.raises(DecodeError, match='none of JPEG, PNG'):  # Pillow would start a program for it
+        read_image(Blob('photo.jpg', picture_in_postscript))
+
+
+def test_palette_images_with_transparency_are_read(folder):
+    image = Image.fromarray(picture(2, 40, 60)).quantize(16)
+    image.save(folder / 'palette.png', transparency=bytes(range(16)))
+    np.testing.assert_array_equal(read_image(folder / 'palette.png'), np.array(image.convert('RGB')))
+
+
+def test_more_memory_than_any_clip_needs_is_refused(mp4, monkeypatch):
+    monkeypatch.setattr(frames, 'MAX_BYTES', 5 * 64 * 96 * 3)
+    assert len(read_frames(mp4, chosen(range(5)))) == 5
+    with pytest.raises(DecodeError, match='is too large to give 6 frames of 96 x 64 at once'):
+        read_frames(mp4, chosen(range(6)))
+
+
+def test_what_is_no_file_is_not_opened(folder):
+    os.mkfifo(folder / 'pipe.mp4')  # opening it would wait for ever
+    for path in (folder / 'pipe.mp4', '/dev/zero'):
+        with pytest.raises(DecodeError, match='is not a regular file'):
+            read_frames(path, np.arange)
+
+
 def test_images_that_are_none_say_why(folder, mp4):
     data = (folder / 'turned.png').read_bytes() if (folder / 'turned.png').exists() else b''
     (folder / 'cut.png').write_bytes(data[: len(data) // 2] or b'\x89PNG')
@@ -214,3 +245,30 @@ def test_images_that_are_none_say_why(folder, mp4):
     for name, reason in cases.items():
         with pytest.raises(DecodeError, match=reason):
             read_image(folder / name)
+
+
+def test_nothing_outlives_a_read(folder):
+    """The short form of tests/integration/opens.py. Garbage that waits for a collection counts as a leak too."""
+    path = encode(folder / 'flat.mp4', 'libx264', frames=4, height=240, width=320, g='4', **X264)
+    avi = encode(folder / 'flat.avi', 'mpeg4', frames=4, height=240, width=320)
+    blob = Blob('flat', path.read_bytes())
+    (folder / 'flat_cut.mp4').write_bytes(path.read_bytes()[:500])
+    process = psutil.Process()
+
+    def some():
+        for i in range(100):
+            read_frames((path, blob, avi)[i % 3], chosen([2]))
+            with contextlib.suppress(DecodeError):
+                read_frames(folder / 'flat_cut.mp4', np.arange)
+        return process.memory_info().rss
+
+    some()
+    gc.collect()
+    gc.disable()
+    try:
+        before = some()
+        grown = some() - before
+        assert gc.collect() < 100
+    finally:
+        gc.enable()
+    assert grown < 20 * 320 * 240  # one frame kept of each open would be 100 * 1.5 * 320 * 240
