@@ -102,6 +102,8 @@ def read_pack(path: str) -> FileList:
     Raises:
       UserError: unfinished, or a shard is missing or of another size than was written.
     """
+    if '://' in path:
+        raise UserError(f'{path}: a pack is read from a local or mounted folder; copy or mount it')
     summary, folder = read_summary(path), os.path.abspath(path)
     records: list[Record] = []
     for shard, size in enumerate(summary['shard_bytes']):
