@@ -43,7 +43,7 @@ class Sink:
                 )
             self._size = (frame.height, frame.width)
             self._out = np.empty((self._count, frame.height, frame.width * 3), np.uint8)
-            self._matrix = _display_matrix(frame)
+            self._matrix = display_matrix(frame)
         if (frame.height, frame.width) != self._size:
             raise UnreadableError('changes its frame size on the way')
         try:
@@ -65,7 +65,7 @@ class Sink:
         return np.ascontiguousarray(_upright(frames, self._matrix))
 
 
-def _display_matrix(frame: av.VideoFrame) -> np.ndarray | None:
+def display_matrix(frame: av.VideoFrame) -> np.ndarray | None:
     """The 2 x 2 part of the frame's display matrix, if it turns the frame (upside down alone is not seen)."""
     if frame.rotation == 0:  # a look at `side_data` ties the frame into a cycle: it would outlive this call
         return None
@@ -73,16 +73,25 @@ def _display_matrix(frame: av.VideoFrame) -> np.ndarray | None:
     return None if data is None else np.frombuffer(memoryview(data), np.int32)[:9].reshape(3, 3)[:2, :2]
 
 
-def _upright(frames: np.ndarray, matrix: np.ndarray | None) -> np.ndarray:
-    """Turns and mirrors (n, h, w, 3) by a display matrix that takes (x, y) to (x, y) @ matrix, in quarters."""
+def turns(matrix: np.ndarray | None) -> tuple[bool, bool, bool]:
+    """Whether a display matrix that takes (x, y) to (x, y) @ matrix swaps the axes, then mirrors left, then down."""
     if matrix is None:
-        return frames
+        return False, False, False
     size = np.abs(matrix.astype(np.int64))
-    if size[0, 1] + size[1, 0] > size[0, 0] + size[1, 1]:
-        frames, matrix = frames.swapaxes(1, 2), matrix[::-1]
-    if matrix[0, 0] < 0:
+    swapped = bool(size[0, 1] + size[1, 0] > size[0, 0] + size[1, 1])
+    if swapped:
+        matrix = matrix[::-1]
+    return swapped, bool(matrix[0, 0] < 0), bool(matrix[1, 1] < 0)
+
+
+def _upright(frames: np.ndarray, matrix: np.ndarray | None) -> np.ndarray:
+    """Turns and mirrors (n, h, w, 3) by a display matrix, in quarters."""
+    swapped, left, down = turns(matrix)
+    if swapped:
+        frames = frames.swapaxes(1, 2)
+    if left:
         frames = frames[:, :, ::-1]
-    return frames[:, ::-1] if matrix[1, 1] < 0 else frames
+    return frames[:, ::-1] if down else frames
 
 
 class Damage:
@@ -96,6 +105,19 @@ class Damage:
         self.hurt: set[int] = set()
         self._hurting = False
         self._run = 0  # the first of the B-frames that came last: they may refer to the frame that comes next
+
+    def sound(self) -> int:
+        """The number of frames up to the end, or to where damage begins that lasts to the end.
+
+        Raises:
+            UnreadableError: there is none.
+        """
+        sound = self.frames
+        while sound - 1 in self.hurt:
+            sound -= 1
+        if self.frames and not sound:
+            raise UnreadableError('is damaged from its first frame to its last')
+        return sound
 
     def packet(self) -> None:
         """A packet gave an error."""

@@ -319,6 +319,25 @@ def _check(frame: av.VideoFrame, start: int, last: int | None) -> None:
         raise UnreadableError('marks a frame as a keyframe that is none')
 
 
+def every_frame(video: Video, damage: frames.Damage) -> Iterator[av.VideoFrame]:
+    """Decodes everything from the first packet, passing over what is damaged.
+
+    Args:
+        video: freshly opened.
+        damage: is told of every frame before it comes.
+    """
+    context = video.stream.codec_context
+    for packet in _ending(_packets(video)):
+        try:
+            decoded = context.decode(packet)
+        except av.InvalidDataError:
+            damage.packet()
+            continue
+        for frame in decoded:
+            damage.frame(frame)
+            yield frame
+
+
 def decode_all(video: Video, ids: np.ndarray) -> tuple[np.ndarray, int]:
     """Decodes everything from the first packet, passing over what is damaged, and counts.
 
@@ -334,22 +353,10 @@ def decode_all(video: Video, ids: np.ndarray) -> tuple[np.ndarray, int]:
         UnreadableError: a wanted frame is damaged, or refers to one that is.
     """
     sink = frames.Sink(ids, np.unique(ids).tolist())
-    context = video.stream.codec_context
     damage = frames.Damage()
-    for packet in _ending(_packets(video)):
-        try:
-            decoded = context.decode(packet)
-        except av.InvalidDataError:
-            damage.packet()
-            continue
-        for frame in decoded:
-            sink.offer(damage.frames, frame)
-            damage.frame(frame)
-    sound = damage.frames  # damage that lasts to the end makes a shorter video
-    while sound - 1 in damage.hurt:
-        sound -= 1
-    if damage.frames and not sound:
-        raise UnreadableError('is damaged from its first frame to its last')
+    for frame in every_frame(video, damage):
+        sink.offer(damage.frames - 1, frame)
+    sound = damage.sound()
     hurt = sum(frame < sound for frame in damage.hurt.intersection(ids.tolist()))
     if hurt:
         raise UnreadableError(f'is damaged: {len(damage.hurt)} of its {damage.frames} frames, {hurt} of them wanted')
