@@ -342,20 +342,10 @@ def decode_all(video: Video, ids: np.ndarray) -> tuple[np.ndarray, int]:
         UnreadableError: a wanted frame is damaged, or refers to one that is.
     """
     sink = _Sink(ids, np.unique(ids).tolist())
-    context = video.stream.codec_context
-    damage = _Damage()
-    for packet in _ending(_packets(video)):
-        try:
-            frames = context.decode(packet)
-        except av.InvalidDataError:
-            damage.packet()
-            continue
-        for frame in frames:
-            sink.offer(damage.frames, frame)
-            damage.frame(frame)
-    sound = damage.frames  # damage that lasts to the end makes a shorter video
-    while sound - 1 in damage.hurt:
-        sound -= 1
+    damage = Damage()
+    for number, frame in enumerate(decoded(video, damage)):
+        sink.offer(number, frame)
+    sound = damage.sound
     if damage.frames and not sound:
         raise UnreadableError('is damaged from its first frame to its last')
     hurt = sum(frame < sound for frame in damage.hurt.intersection(ids.tolist()))
@@ -364,10 +354,28 @@ def decode_all(video: Video, ids: np.ndarray) -> tuple[np.ndarray, int]:
     return sink.result(), sound
 
 
-class _Damage:
+def decoded(video: Video, damage: Damage) -> Iterator[av.VideoFrame]:
+    """Every frame of a freshly opened video, from the first packet on; `damage` learns of what is wrong with them."""
+    context = video.stream.codec_context
+    for packet in _ending(_packets(video)):
+        try:
+            frames = context.decode(packet)
+        except av.InvalidDataError:
+            damage.packet()
+            continue
+        for frame in frames:
+            damage.frame(frame)
+            yield frame
+
+
+class Damage:
     """Which frames of a full decode cannot be trusted: from a damaged one to the next keyframe.
 
     The pictures that FFmpeg makes up for what is missing depend on more than the file.
+
+    Attributes:
+        frames: number of frames so far.
+        hurt: those that cannot be trusted.
     """
 
     def __init__(self) -> None:
@@ -375,6 +383,14 @@ class _Damage:
         self.hurt: set[int] = set()
         self._hurting = False
         self._run = 0  # the first of the B-frames that came last: they may refer to the frame that comes next
+
+    @property
+    def sound(self) -> int:
+        """Number of frames up to the end, or to where damage begins that lasts to the end."""
+        sound = self.frames
+        while sound - 1 in self.hurt:
+            sound -= 1
+        return sound
 
     def packet(self) -> None:
         """A packet gave an error."""

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 
+import av
 import numpy as np
 import pytest
 from video_files import X264, encode, remux
@@ -213,13 +214,26 @@ def test_quick_reads_the_index_and_the_first_frame(corpus):
     assert (quick.full, quick.pictures, quick.sha256) == (False, '', full.sha256)
 
 
-def test_damage_is_told_of_files_that_can_be_used(corpus, tmp_path):
-    data = bytearray((corpus / 'val.mp4').read_bytes())
-    start = data.index(b'mdat') + 1200
-    data[start : start + 400] = bytes(400)
-    (tmp_path / 'damaged.mp4').write_bytes(data)
-    seen = examine(Job(str(tmp_path / 'damaged.mp4'), False, True, 60.0), lambda seconds: None)
-    assert seen.problem or any('damaged' in note or 'promises' in note for note in seen.notes)
+def test_damage_inside_makes_a_file_bad_and_at_its_end_shorter(tmp_path):
+    path = encode(tmp_path / 'whole.mp4', 'libx264', 24, height=64, width=96, preset='veryfast', bf='0', g='6')
+    with av.open(str(path)) as container:
+        places = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+    whole = path.read_bytes()
+
+    def damaged(name, packets):
+        data = bytearray(whole)
+        for start, size in (places[packet] for packet in packets):
+            data[start + 5 : start + size] = bytes(size - 5)
+        (tmp_path / name).write_bytes(data)
+        return examine(Job(str(tmp_path / name), False, True, 60.0), lambda seconds: None)
+
+    inside = damaged('inside.mp4', [8, 9])  # frames 8 to 11 of 24: the next keyframe is 12
+    assert 'is damaged' in inside.problem
+    end = damaged('end.mp4', [20, 21, 22, 23])
+    assert end.problem == ''
+    assert end.frames == 20
+    assert len(end.notes) == 1
+    assert '20' in end.notes[0]
 
 
 def test_a_hanging_decoder_costs_one_file_and_is_not_remembered(corpus, tmp_path):
