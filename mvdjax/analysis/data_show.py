@@ -36,7 +36,7 @@ def show(
       config: a locked config.
       title: of the sheet.
       output: folder to write to; made if it is not there.
-      name: 'train', or a name in config.evals.
+      name: 'train' (config.data), or a name in config.streams or config.evals.
       count: files to show, each with all its views.
       step: which training step, from 0; of an evaluation, which group of `count` files.
 
@@ -70,13 +70,13 @@ def _subtitle(config: ml_collections.ConfigDict, found: ShownSet, name: str, ste
     options = ', '.join(f'{key} {_value(value)}' for key, value in found.data.options.items())
     where = (
         f'step {step} with seed {found.seed}: {files} of the {found.batch} files of its batch'
-        if name == TRAIN
+        if found.seed is not None
         else f'files {step * files + 1} to {step * files + files} of {len(found.files.records)}'
     )
     lines = [f'{config.task_name}, {name}, {where}', f'recipe {found.data.recipe}: {options}']
     if 'erase' in found.rows[0].arrays:
         lines.append('Erased boxes are filled with fresh noise on the device; the noise here only stands for it.')
-    if name == TRAIN and config.task.get('mix', None) is not None:
+    if found.seed is not None and 'mix' in config.task and config.task.mix is not None:
         lines.append('The config mixes clips and labels (task.mix): that happens on the device and is not shown.')
     return lines
 
@@ -200,7 +200,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `mvdjax data show`."""
     configs.add_config_argument(parser)
     parser.add_argument('--output', default='shown', metavar='DIR', help='folder to write to (default: ./%(default)s)')
-    parser.add_argument('--set', default=TRAIN, help='train, or a set of config.evals (default: %(default)s)')
+    parser.add_argument(
+        '--set', default=TRAIN, help='train, or a name in config.streams or config.evals (default: %(default)s)'
+    )
     parser.add_argument('--count', type=int, default=8, help='files to show, with all their views (default: 8)')
     parser.add_argument(
         '--step', type=int, default=0, help='training step, from 0; of an evaluation, the group of --count files'
