@@ -11,6 +11,7 @@ from mvdjax.data.decode import read_frames
 from mvdjax.data.limits import check_counts, mask_grid
 from mvdjax.data.masks import make_mask
 from mvdjax.data.schema import Record, Sample, stack_views
+from mvdjax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +25,8 @@ class Recipe:
       length: frames per clip.
       stride: frames between two of them.
       teacher_size: likewise, of a second resize of the same crop for the image teacher, or 0 for none.
+      resize: 'fast', or 'exact' for Pillow's pixels everywhere: one level apart at most, and only where the crop is no
+        larger than `size`.
       views: clips per video and step, one from each of as many equal parts of the video, each with a crop and a mask
         of its own (`num_sample` of the published code, which has 1 in every run).
     """
@@ -34,12 +37,15 @@ class Recipe:
     length: int = 16
     stride: int = 4
     teacher_size: ops.Size = 0
+    resize: str = 'fast'
     views: int = 1
 
     def __post_init__(self) -> None:
         """Refuses options that make no sample."""
         check_counts(size=self.size, length=self.length, stride=self.stride, views=self.views)
         check_counts(0, teacher_size=self.teacher_size)
+        if self.resize not in ('exact', 'fast'):
+            raise UserError(f"data options: resize must be 'exact' or 'fast', not {self.resize!r}")
         mask_grid(self.length, self.size, self.patch, self.mask)
 
     def __call__(self, record: Record, rng: np.random.Generator) -> Sample:
@@ -54,10 +60,11 @@ class Recipe:
         height, width = frames.shape[1:3]
         box = ops.multiscale_crop_box(rng, height, width, self.size)
         grid = mask_grid(self.length, self.size, self.patch, self.mask)
+        fast = self.resize == 'fast'
         sample = {
-            'video': ops.crop_resize_antialias(frames, box, self.size),
+            'video': ops.crop_resize_antialias(frames, box, self.size, fast=fast),
             'mask': make_mask(rng=rng, grid=grid, **self.mask),
         }
         if self.teacher_size:
-            sample['teacher_video'] = ops.crop_resize_antialias(frames, box, self.teacher_size)
+            sample['teacher_video'] = ops.crop_resize_antialias(frames, box, self.teacher_size, fast=fast)
         return sample
