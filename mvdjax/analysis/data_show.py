@@ -120,7 +120,7 @@ def _clip_band(number: int, row: Shown, found: ShownSet) -> Band:
             for i, view in enumerate(video)
         ]
     else:
-        strips = _strips(row, found.data)
+        strips = strips_of(row, found.data)
     frames = shown_frames(strips[0].frames.shape[0], _patch(row, found.data)[0])
     return Band([_words(number, row, found)], [f'frame {i + 1}' for i in frames], frames, strips)
 
@@ -130,7 +130,7 @@ def _image_bands(found: ShownSet) -> list[Band]:
     bands = []
     for start in range(0, len(found.rows), COLUMNS):
         rows = found.rows[start : start + COLUMNS]
-        columns = [_strips(row, found.data) for row in rows]
+        columns = [strips_of(row, found.data) for row in rows]
         strips = [
             Strip(group[0].name, np.concatenate([strip.frames for strip in group]))
             for group in zip(*columns, strict=True)
@@ -146,17 +146,18 @@ def _patch(row: Shown, data: Data) -> tuple[int, int, int]:
     return tuple(data.options['patch']) if 'mask' in row.arrays else (1, 1, 1)
 
 
-def _strips(row: Shown, data: Data) -> list[Strip]:
-    """What goes into the student, into the encoder and into the image teacher, as far as there is such a thing."""
+def strips_of(row: Shown, data: Data) -> list[Strip]:
+    """What goes into the model, its encoder, its image teacher and its tokenizer, as far as there is such a thing."""
     video = row.arrays['video']
     height, width = video.shape[1:3]
     strips = [Strip(f'input\n{height} x {width}', _erased(video, row.arrays.get('erase')))]
     if 'mask' in row.arrays:
         hidden = pixel_mask(row.arrays['mask'], video.shape, _patch(row, data))
         strips.append(Strip('encoder sees', np.where(hidden, np.uint8(GREY), video)))
-    if 'teacher_video' in row.arrays:
-        teacher = row.arrays['teacher_video']
-        strips.append(Strip(f'image teacher\n{teacher.shape[1]} x {teacher.shape[2]}', teacher))
+    for name, whose in (('teacher_video', 'image teacher'), ('token_video', 'tokenizer')):
+        if name in row.arrays:
+            view = row.arrays[name]
+            strips.append(Strip(f'{whose}\n{view.shape[1]} x {view.shape[2]}', view))
     return strips
 
 
