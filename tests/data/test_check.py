@@ -305,3 +305,31 @@ def test_wrong_lines_of_a_long_list_with_a_heading(tmp_path):
     clean = (tmp_path / 'clean.csv').read_bytes().decode()
     assert clean == '\r\n'.join(line for i, line in enumerate(lines) if i not in (1, 2, 7, 700, 1499))
     assert len(read_list(str(tmp_path / 'clean.csv'), num_classes=3).records) == 1495
+
+
+def test_classes_that_only_the_list_names_keep_their_numbers(corpus, tmp_path, capsys):
+    (tmp_path / 'named.jsonl').write_text(
+        '{"path": "none.mp4", "label": "a"}\n{"path": "val.mp4", "label": "b"}\nno json\n'
+    )
+    argv = ['data', 'check', f'{tmp_path}/named.jsonl', f'--root={corpus}', '--workers=1', f'--output={tmp_path}/out']
+    assert main.main(argv) == 1
+    assert (
+        f'to be used with data.root={corpus} data.class_file={tmp_path}/out/named_classes.txt'
+        in capsys.readouterr().out
+    )
+    clean = read_list(f'{tmp_path}/out/named.jsonl', str(corpus), 2, f'{tmp_path}/out/named_classes.txt')
+    assert [(record.path, record.label) for record in clean.records] == [(f'{corpus}/val.mp4', 1)]
+
+
+def test_a_folder_of_classes(corpus, tmp_path, monkeypatch):
+    for name in ('run/a b.mp4', 'sit/c.mp4'):
+        (tmp_path / 'mine' / name).parent.mkdir(parents=True)
+        shutil.copy(corpus / 'val.mp4', tmp_path / 'mine' / name)
+    monkeypatch.chdir(tmp_path)
+    (one,) = check(['mine'], 'out', Options(workers=1), progress=False)['lists']
+    assert (one['good'], one['kept']) == (2, 2)
+    clean = read_list(one['clean'], class_file=one['class_file'])
+    assert [(r.path, clean.class_names[r.label]) for r in clean.records] == [
+        (f'{tmp_path}/mine/run/a b.mp4', 'run'),
+        (f'{tmp_path}/mine/sit/c.mp4', 'sit'),
+    ]
