@@ -3,7 +3,8 @@
 The frames of a video are counted in presentation order, as a full decode from the start would give them; the
 container's own frame count and rate are never trusted. Where the container stores timestamps, the index is read
 without decoding and only the packets that the wanted frames need are decoded; everywhere else, and whenever anything
-is amiss, the video is decoded and counted from its start. Files are opened, read and closed within each call.
+is amiss, the video is decoded and counted from its start. Files are opened, read and closed within each call; only the
+indices of long videos are remembered.
 """
 
 from __future__ import annotations
@@ -46,6 +47,9 @@ class Blob:
 
 
 Media = str | Path | Blob
+
+
+_INDICES = packets.IndexCache()
 
 
 class DecodeError(Exception):
@@ -174,13 +178,16 @@ def _watched(media: Media) -> Iterator[tuple[Path | bytes, Watch]]:
 
 def _read(source: Path | bytes, watch: Watch, picker: _Picker) -> tuple[np.ndarray, packets.Index]:
     """The frames that `picker` chooses, and the index that was found on the way."""
+    known = None if isinstance(source, bytes) else _INDICES.get(source)
     with containers.open_video(source, watch) as video:
-        index = packets.read_index(video)
+        index = known or packets.read_index(video)
+        if not isinstance(source, bytes):
+            _INDICES.put(source, index)
         if index.exact:
             ids = picker(index.frames)
             _check_range(ids, index.frames)
             try:
-                return packets.decode_ranges(video, index, ids), index
+                return packets.decode_ranges(video, index, ids, unread=known is not None), index
             except _BAD_VIDEO:
                 pass  # whatever is wrong shows again, or is overcome, when decoding from the start
     return _read_counted(source, watch, picker, index.frames), index

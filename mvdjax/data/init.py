@@ -127,8 +127,8 @@ def write(lists: Lists, folder: str, output: str, overwrite: bool = False) -> di
     """
     if media.scheme(output):
         raise UserError(f'--output must be a local folder, not {output}')
-    here = not media.scheme(folder) and os.path.abspath(folder) == os.path.abspath(output)
-    top = folder if media.scheme(folder) else os.path.abspath(folder)
+    here = media.absolute(folder) == media.absolute(output)
+    top = media.absolute(folder)
     numbers = {name: str(i) for i, name in enumerate(lists.class_names)}
     texts = {}
     for split, pairs in lists.splits.items():

@@ -6,6 +6,7 @@ which needs a driver per scheme: gcsfs for gs://, s3fs for s3://. `file://...` i
 
 import os
 import re
+import time
 
 import fsspec
 
@@ -18,6 +19,8 @@ VIDEO_SUFFIXES = (
 )
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.tif', '.tiff')
 MAX_BYTES = 2**31  # of one fetched file: it is held in memory, once per decoding thread
+TRIES = 3  # of a fetch: a store that is busy for a moment is not a bad file
+_FINAL = (FileNotFoundError, PermissionError, ImportError, ValueError)  # trying again would not help
 PACKED, PREPARED = 'pack', 'tfds'  # schemes of `data.packed` and of `data.datasets.tfds_images`
 _URL = re.compile(r'([A-Za-z][A-Za-z0-9+.-]+)://')  # two letters at least: C:// is a drive
 _DRIVERS = {
@@ -46,9 +49,14 @@ def join(folder: str, path: str) -> str:
     return os.path.join(folder, path)
 
 
+def absolute(path: str) -> str:
+    """A path that means the same wherever a process stands."""
+    return path if scheme(path) else os.path.abspath(path)
+
+
 def folder_of(path: str) -> str:
-    """The folder that a file lies in, absolute if it is local."""
-    return path.rpartition('/')[0] if scheme(path) else os.path.dirname(os.path.abspath(path))
+    """The folder that a file lies in, absolute."""
+    return absolute(path).rpartition('/')[0]
 
 
 def fetch(path: str) -> str | Blob:
@@ -59,7 +67,7 @@ def fetch(path: str) -> str | Blob:
         `tfds://NAME:SPLIT:FOLDER#INDEX` (see `data.datasets.tfds_images`).
 
     Raises:
-      DecodeError: it cannot be fetched, is empty or is over 2 GiB.
+      DecodeError: it cannot be fetched, three times over, is empty or is over 2 GiB.
     """
     kind = scheme(path)
     if not kind:
@@ -74,23 +82,31 @@ def fetch(path: str) -> str | Blob:
         from mvdjax.data.datasets import tfds_images
 
         return tfds_images.read_blob(path)
-    try:
-        system, name = fsspec.core.url_to_fs(path)
-        info = system.info(name)  # one question for the two ways in which a file may be none to fetch
-        if info.get('type') == 'directory':
-            raise DecodeError(path, 'is a directory')
-        if (size := info.get('size') or 0) > MAX_BYTES:
-            raise DecodeError(
-                path, f'is {size / 2**30:.1f} GiB, too large to fetch into memory; copy it to a local disk'
-            )
-        data = system.cat_file(name)
-    except DecodeError:
-        raise
-    except Exception as error:  # each driver raises errors of its own
-        raise DecodeError(path, f'cannot be fetched: {_reason(kind, error)}') from error
+    attempt = 0
+    while True:
+        attempt += 1
+        try:
+            return Blob(path, _download(path))
+        except DecodeError:
+            raise
+        except Exception as error:  # each driver raises errors of its own, of which many pass
+            if isinstance(error, _FINAL) or attempt == TRIES:
+                raise DecodeError(path, f'cannot be fetched: {_reason(kind, error)}') from error
+        time.sleep(2.0 ** (attempt - 1))
+
+
+def _download(path: str) -> bytes:
+    """The bytes of a file in an object store; raises DecodeError, and whatever its driver raises."""
+    system, name = fsspec.core.url_to_fs(path)
+    info = system.info(name)  # one question for the two ways in which a file may be none to fetch
+    if info.get('type') == 'directory':
+        raise DecodeError(path, 'is a directory')
+    if (size := info.get('size') or 0) > MAX_BYTES:
+        raise DecodeError(path, f'is {size / 2**30:.1f} GiB, too large to fetch into memory; copy it to a local disk')
+    data = system.cat_file(name)
     if not data:
         raise DecodeError(path, 'is empty')
-    return Blob(path, data)
+    return data
 
 
 def _reason(kind: str, error: Exception) -> str:

@@ -98,6 +98,20 @@ def test_an_edition_of_kinetics_does_not_read_the_files_of_another(tree):
         read_list(f'k700:train:{root}')
 
 
+def test_what_is_no_annotation_file_of_kinetics(tree):
+    root = tree({'train.csv': 'train/a.mp4 0\n', 'val.csv': HEADER + 'zumba,vvv,soon,15,val,0\n'}, 'train/a.mp4')
+    with pytest.raises(
+        UserError, match=r'train\.csv:1: no column youtube_id; this is not the annotation file of Kinetics'
+    ):
+        read_list(f'k400:train:{root}')
+    tree({'train.csv': KINETICS['annotations/train.csv']})
+    with pytest.raises(UserError, match=r'val\.csv:2: not a line of the annotation file; fetch it again'):
+        read_list(f'k400:val:{root}')
+    tree({'train.csv': ''})
+    with pytest.raises(UserError, match=r'train\.csv is empty; fetch it again'):
+        read_list(f'k400:train:{root}')
+
+
 def test_two_copies_of_a_file_are_an_error_but_not_in_folders_of_two_splits(tree):
     root = tree(KINETICS, 'val/vvv.mp4', 'train/vvv.mp4', 'val/www.mp4')
     assert [name for name, *_ in rows(read_list(f'k400:val:{root}'), root)] == ['val/vvv.mp4', 'val/www.mp4']
@@ -294,13 +308,21 @@ def test_a_data_set_in_an_object_store():
         read_list('ucf101:train1:memory://none')
 
 
+def test_paths_are_whole_wherever_a_process_stands(tree, monkeypatch):
+    root = tree(UCF, *AVIS)
+    monkeypatch.chdir(root)
+    assert read_list('ucf101:train1:.').records[0].path == f'{root}/{AVIS[0]}'
+    assert read_list('UCF-101').records[0].path == f'{root}/{AVIS[0]}'
+
+
 def test_what_is_no_data_set(tree, monkeypatch):
     with pytest.raises(
         UserError, match=r"there is no data set 'ucf11' and no list ucf11:train1; did you mean 'ucf101'"
     ):
         read_list('ucf11:train1')
     with pytest.raises(
-        UserError, match=r'UCF101 is looked for in data/ucf101, which is no folder; write ucf101:train1:FOLDER'
+        UserError,
+        match=r'UCF101 is looked for in data/ucf101, which is no folder; write ucf101:train1:FOLDER, .*none stated',
     ):
         read_list('ucf101:train1')
     root = tree(UCF)
@@ -316,6 +338,15 @@ def test_what_is_no_data_set(tree, monkeypatch):
     tree({'odd:name.txt': 'a.mp4 1\n'})
     monkeypatch.chdir(root)
     assert rows(read_list('odd:name.txt'), root) == [('a.mp4', 1, 1)]  # a list with a colon in its name
+
+
+def test_the_page_names_every_data_set_with_its_splits(request):
+    text = (request.config.rootpath / 'docs/data.md').read_text()
+    for name, known in manifest.DATASETS.items():
+        line = next(line for line in text.split('\n') if line.startswith('|') and f'`{name}`' in line)
+        for split, count in known.splits.items():
+            assert split in line or (split[:-1] in ('train', 'test') and f'{split[:-1]}1' in line), (name, split)
+            assert count is None or str(count) in line, (name, split)
 
 
 def test_every_data_set_says_what_it_is():

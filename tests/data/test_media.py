@@ -1,10 +1,16 @@
 """Where files are fetched from, and one error for all that can go wrong on the way."""
 
 import fsspec
+import numpy as np
 import pytest
+from PIL import Image
+from video_files import encode, picture
 
 from mvdjax.data import media
 from mvdjax.data.decode import Blob, DecodeError
+from mvdjax.data.pipeline import make_recipe
+from mvdjax.data.schema import Record
+from mvdjax.data.sources import read_list
 from mvdjax.errors import UserError
 
 
@@ -52,13 +58,35 @@ def test_a_driver_that_is_not_installed_is_named(monkeypatch):
         media.fetch('gs://bucket/a.mp4')
 
 
-def test_errors_of_a_driver_become_one_line(store, monkeypatch):
+def test_a_store_that_is_busy_is_asked_again(store, monkeypatch):
+    asked, slept = [], []
+    read = type(store).cat_file
+
+    def busy(self, path, **kwargs):
+        asked.append(path)
+        if len(asked) < 3:
+            raise RuntimeError('HTTP 503')
+        return read(self, path, **kwargs)
+
+    monkeypatch.setattr(type(store), 'cat_file', busy)
+    monkeypatch.setattr(media.time, 'sleep', slept.append)
+    assert media.fetch('memory://bucket/clips/a b.mp4').data == b'encoded'
+    assert (len(asked), slept) == (3, [1.0, 2.0])
+
+
+@pytest.mark.parametrize(('error', 'times'), [(RuntimeError, 3), (PermissionError, 1)])
+def test_errors_of_a_driver_become_one_line(store, monkeypatch, error, times):
+    asked = []
+
     def fail(self, path, **kwargs):
-        raise RuntimeError('HTTP 503\n  try again')
+        asked.append(path)
+        raise error('HTTP 403\n  go away')
 
     monkeypatch.setattr(type(store), 'cat_file', fail)
-    with pytest.raises(DecodeError, match=r'cannot be fetched: HTTP 503 try again'):
+    monkeypatch.setattr(media.time, 'sleep', lambda seconds: None)
+    with pytest.raises(DecodeError, match=r'cannot be fetched: HTTP 403 go away'):
         media.fetch('memory://bucket/clips/a b.mp4')
+    assert len(asked) == times
 
 
 def test_a_file_too_large_for_memory_is_not_fetched(store, monkeypatch):
@@ -66,6 +94,31 @@ def test_a_file_too_large_for_memory_is_not_fetched(store, monkeypatch):
     monkeypatch.setattr(type(store), 'cat_file', lambda *args, **kwargs: pytest.fail('was fetched'))
     with pytest.raises(DecodeError, match='too large to fetch into memory; copy it to a local disk'):
         media.fetch('memory://bucket/clips/a b.mp4')
+
+
+def test_recipes_read_object_stores_as_they_read_disks(store, tmp_path):
+    video = encode(tmp_path / 'a.mp4', 'libx264', frames=20)
+    store.put_file(str(video), '/bucket/a.mp4')
+    store.pipe('/bucket/list.csv', b'a.mp4,1\n')
+    (remote,) = read_list('memory://bucket/list.csv').records
+    local = Record(str(video), 1, 1)
+    clip = {'size': 32, 'length': 4, 'stride': 2}
+    mask = {'patch': (2, 16, 16), 'mask': {'kind': 'tube', 'ratio': 0.5}}
+    for name, options in {'finetune': clip, 'views': clip, 'pretrain': {**clip, **mask}}.items():
+        recipe = make_recipe(name, options)
+        expected = recipe(local, np.random.default_rng(0))
+        assert remote.path == 'memory://bucket/a.mp4'
+        for key, value in recipe(remote, np.random.default_rng(0)).items():
+            np.testing.assert_array_equal(value, expected[key])
+        with pytest.raises(DecodeError, match=r'^memory://bucket/clips/a b\.mp4 is a text file'):
+            recipe(Record('memory://bucket/clips/a b.mp4', 0, 1), np.random.default_rng(0))
+    image = Image.fromarray(picture(0, 40, 50))
+    image.save(tmp_path / 'a.png')
+    store.put_file(str(tmp_path / 'a.png'), '/bucket/a.png')
+    recipe = make_recipe('images', {'size': 32, 'patch': (1, 16, 16), 'mask': {'kind': 'random', 'ratio': 0.5}})
+    remote, local = Record('memory://bucket/a.png', 0, 1), Record(str(tmp_path / 'a.png'), 0, 1)
+    one, other = (recipe(record, np.random.default_rng(0))['video'] for record in (remote, local))
+    np.testing.assert_array_equal(one, other)
 
 
 def test_joining():

@@ -1,5 +1,6 @@
 """A decode that hangs ends its process and is not tried again; one that crashes is found out; one that crawls stops."""
 
+import io
 import json
 import os
 import signal
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from video_files import X264, encode
 
-from mvdjax.data import watchdog
+from mvdjax.data import containers, watchdog
 from mvdjax.data.decode import DecodeError, read_frames, read_image
 
 
@@ -99,12 +100,20 @@ def test_slow_work_is_no_hang(mp4, tmp_path):
     assert (code, output.strip()) == (0, 'survived')
 
 
-def test_waiting_for_storage_is_no_hang(tmp_path, no_guard, monkeypatch):
+def test_waiting_for_storage_is_no_hang(mp4, tmp_path, no_guard, monkeypatch):
     killed = []
     monkeypatch.setattr(watchdog._Guard, '_kill', lambda self, watch: killed.append(watch.name))
     watchdog.start(None, str(tmp_path), seconds=0.5)
-    with watchdog.watch('storage') as watch, watch.waiting():
-        time.sleep(1.2)
+    slow = tmp_path / 'slow.mp4'
+    slow.write_bytes(mp4.read_bytes())
+
+    class Storage(io.FileIO):
+        def read(self, count=-1):
+            time.sleep(1.2)
+            return super().read(count)
+
+    with watchdog.watch('storage') as watch, Storage(slow) as file:
+        containers._Reader(file, watch).read(10)
     with watchdog.watch('busy') as watch:
         for _ in range(40):
             watch.check()

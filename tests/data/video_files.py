@@ -10,7 +10,7 @@ from mvdjax.data.containers import open_video
 from mvdjax.data.decode import probe, read_frames
 from mvdjax.data.watchdog import Watch
 
-BOXES = (b'moov', b'trak', b'mdia', b'minf', b'stbl', b'edts')
+BOXES = (b'moov', b'trak', b'mdia', b'minf', b'stbl', b'edts', b'moof', b'traf')
 X264 = {'preset': 'veryfast', 'bf': '3', 'b-pyramid': 'normal'}
 
 
@@ -21,8 +21,10 @@ def picture(i, height, width):
     return np.stack([texture, np.roll(texture, 5 * i, 1), 255 - texture], -1).astype(np.uint8)
 
 
-def encode(path, codec, frames=60, height=64, width=96, times=None, rotation=None, pix_fmt=None, **options):
-    with av.open(str(path), 'w') as container:
+def encode(
+    path, codec, frames=60, height=64, width=96, times=None, rotation=None, pix_fmt=None, movflags=None, **options
+):
+    with av.open(str(path), 'w', container_options={'movflags': movflags} if movflags else {}) as container:
         stream = container.add_stream(codec, rate=30, options=options)
         stream.height, stream.width = height, width
         stream.pix_fmt = pix_fmt or ('yuvj420p' if codec == 'mjpeg' else 'yuv420p')

@@ -23,7 +23,7 @@ MIN_SCORE = 0.8  # of a detected person, as published
 Box = tuple[float, float, float, float]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class KeyFrame(Record):
     """A key frame. `path` is its movie, or the one-second clip that starts at it; `label` is not used.
 

@@ -36,6 +36,7 @@ def read_classes(folder: str) -> FileList:
     if not files:
         raise UserError(f'{folder} holds no video or image; name a list, or a folder with one sub-folder per class')
     names, pairs = by_class(files, folder)
+    folder = media.absolute(folder)
     numbers = {name: i for i, name in enumerate(names)}
     if not pairs:
         pairs = [('', file) for file in files]
@@ -49,9 +50,9 @@ def read_classes(folder: str) -> FileList:
 def split_folder(tree: Tree, split: str) -> str | None:
     """The folder of a split below the tree's, at any depth (ImageNet: ILSVRC/Data/CLS-LOC/train)."""
     found = set()
-    for file in tree.media():
-        parts = file.split('/')
-        found |= {'/'.join(parts[: i + 1]) for i, part in enumerate(parts[:-1]) if part.lower() in SPLITS[split]}
+    for folder in {file.rpartition('/')[0] for file in tree.media}:
+        parts = folder.split('/')
+        found |= {'/'.join(parts[: i + 1]) for i, part in enumerate(parts) if part.lower() in SPLITS[split]}
     if not found:
         return None
     return min(found, key=lambda name: (name.count('/'), name))
@@ -68,7 +69,7 @@ def read_split(tree: Tree, split: str) -> Annotation:
     for name, folder in places.items():
         if folder is None:
             continue
-        files = [file.removeprefix(folder + '/') for file in tree.media() if file.startswith(folder + '/')]
+        files = [file.removeprefix(folder + '/') for file in tree.media if file.startswith(folder + '/')]
         classes, pairs = by_class(files, tree.path(folder))
         names |= set(classes)
         if name == split:
@@ -96,7 +97,7 @@ def read_imagenet(tree: Tree, split: str) -> Annotation:
     place, train = split_folder(tree, split), split_folder(tree, 'train')
     if place is None:
         raise UserError(f'{tree.name}: {tree.root} has no folder {split}; it is looked for at any depth')
-    files = [file.removeprefix(place + '/') for file in tree.media() if file.startswith(place + '/')]
+    files = [file.removeprefix(place + '/') for file in tree.media if file.startswith(place + '/')]
     classes, pairs = by_class(files, tree.path(place))
     mapping = tree.maybe(r'LOC_synset_mapping\.txt')
     titles = dict(line.split(maxsplit=1) for _, line in tree.lines(mapping)) if mapping else {}
@@ -104,7 +105,7 @@ def read_imagenet(tree: Tree, split: str) -> Annotation:
         ids = tuple(sorted(titles))
     elif train:
         ids = tuple(
-            sorted({file[len(train) + 1 :].split('/')[0] for file in tree.media() if file.startswith(train + '/')})
+            sorted({file[len(train) + 1 :].split('/')[0] for file in tree.media if file.startswith(train + '/')})
         )
     else:
         ids = classes

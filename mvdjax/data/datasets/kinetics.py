@@ -23,42 +23,44 @@ def _annotation_file(tree: Tree, split: str) -> str | None:
     return None
 
 
-def _columns(tree: Tree, file: str) -> dict[str, int]:
-    header = next(iter(tree.rows(file)))[1]
+def _columns(path: str, header: list[str]) -> dict[str, int]:
     columns = {name.lower(): i for i, name in enumerate(header)}
     lacking = [name for name in ('youtube_id', 'time_start', 'time_end') if name not in columns]
     if lacking:
         raise UserError(
-            f'{tree.path(file)}:1: no column {lacking[0]}; this is not the annotation file of Kinetics. A list of your '
-            'own is named as data.files itself'
+            f'{path}:1: no column {lacking[0]}; this is not the annotation file of Kinetics. A list of your own is '
+            'named as data.files itself'
         )
     return columns
 
 
 def read(tree: Tree, split: str) -> Annotation:
     """A split. The test files of some editions come without labels."""
-    file = _annotation_file(tree, split)
-    if file is None:
+    files = {name: file for name in SPLITS if (file := _annotation_file(tree, name))}
+    if split not in files:
         tree.need(f'{split}.csv')
-    assert file is not None
+    path = tree.path(files[split])
     labels: set[str] = set()
-    for other in filter(None, (_annotation_file(tree, name) for name in SPLITS)):
-        columns = _columns(tree, other)
+    rows: list[tuple[int, list[str]]] = []
+    for name, file in files.items():
+        found = list(tree.rows(file))
+        if not found:
+            raise UserError(f'{tree.path(file)} is empty; fetch it again')
+        columns = _columns(tree.path(file), found[0][1])
         if 'label' in columns:
-            labels |= {fields[columns['label']] for i, fields in tree.rows(other) if i > 1}
+            labels |= {fields[columns['label']] for _, fields in found[1:] if len(fields) > columns['label']}
+        if name == split:
+            rows, ours = found[1:], columns
     names = tuple(sorted(labels - {''}))
     numbers = {name: i for i, name in enumerate(names)}
-    columns = _columns(tree, file)
     items = []
-    for line, fields in tree.rows(file):
-        if line == 1:
-            continue
+    for line, fields in rows:
         try:
-            video = fields[columns['youtube_id']]
-            start, end = (int(float(fields[columns[name]])) for name in ('time_start', 'time_end'))
-            label = fields[columns['label']] if 'label' in columns else ''
+            video = fields[ours['youtube_id']]
+            start, end = (int(float(fields[ours[name]])) for name in ('time_start', 'time_end'))
+            label = fields[ours['label']] if 'label' in ours else ''
         except (ValueError, IndexError):
-            raise UserError(f'{tree.path(file)}:{line}: not a line of the annotation file; fetch it again') from None
+            raise UserError(f'{path}:{line}: not a line of the annotation file; fetch it again') from None
         keys = (f'{video}_{start:06d}_{end:06d}', f'{video}_{start}_{end}', video)
         items.append(Item(keys, Record('', numbers.get(label, NO_LABEL), line)))
-    return Annotation(tree.path(file), items, names)
+    return Annotation(path, items, names)

@@ -74,7 +74,7 @@ DATASETS: dict[str, DataSet] = {
     'diving48': DataSet(
         'Diving48',
         48,
-        {'train': 15027, 'test': 1970},  # V2
+        {'train': 15027, 'test': 1970},  # of V2
         small.read_diving48,
         'http://www.svcl.ucsd.edu/projects/resound/dataset.html',
         'none stated',
@@ -169,8 +169,10 @@ def read(spec: Spec, root: str, labels: bool) -> FileList:
     known = DATASETS[spec.name]
     folder = spec.folder or root or f'data/{spec.name}'
     if not media.is_folder(folder):
+        origin = f' (it comes from {known.home}; terms: {known.terms})' if known.home else ''
         raise UserError(
-            f'{known.title} is looked for in {folder}, which is no folder; write {spec}:FOLDER, or give data.root'
+            f'{known.title} is looked for in {folder}, which is no folder; '
+            f'write {spec}:FOLDER, or give data.root{origin}'
         )
     tree = Tree(folder, spec.name, known.suffixes)
     annotation = known.read(tree, spec.split)

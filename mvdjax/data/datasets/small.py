@@ -38,7 +38,7 @@ def read_hmdb51(tree: Tree, split: str) -> Annotation:
     kind, number = split[:-1], split[-1]
     pattern = re.compile(rf'(.+)_test_split{number}\.txt')
     files: dict[str, str] = {}
-    for file in tree.files:
+    for file in tree.texts:
         if found := pattern.fullmatch(file.rpartition('/')[2]):
             if found[1] in files:
                 raise UserError(f'hmdb51: both {files[found[1]]} and {file} in {tree.root} could be meant; keep one')

@@ -48,7 +48,12 @@ class Annotation:
 
 
 class Tree:
-    """All files below a folder."""
+    """All files below a folder.
+
+    Attributes:
+      media: paths of the media files below it, sorted.
+      texts: paths of all others.
+    """
 
     def __init__(self, root: str, name: str, suffixes: tuple[str, ...]) -> None:
         """Lists the folder.
@@ -58,17 +63,14 @@ class Tree:
           name: of the data set, for messages.
           suffixes: of its media files.
         """
-        self.root, self.name = root, name
-        self.files = media.walk(root)
-        self._suffixes = suffixes
+        self.root, self.name = media.absolute(root), name
+        files = media.walk(root)
+        self.media = [file for file in files if file.lower().endswith(suffixes)]
+        self.texts = sorted(set(files).difference(self.media))  # annotation files are among them
 
     def path(self, file: str) -> str:
-        """The whole path of a file of `files`."""
+        """The whole path of a file of `media` or `texts`."""
         return media.join(self.root, file)
-
-    def media(self) -> list[str]:
-        """The media files among `files`."""
-        return [file for file in self.files if file.lower().endswith(self._suffixes)]
 
     def maybe(self, *patterns: str) -> str | None:
         """The annotation file whose name fits the first of the patterns (regular expressions) that any name fits.
@@ -77,7 +79,7 @@ class Tree:
           UserError: several do, equally deep.
         """
         for pattern in patterns:
-            found = [f for f in self.files if re.fullmatch(pattern, f.rpartition('/')[2], re.IGNORECASE)]
+            found = [f for f in self.texts if re.fullmatch(pattern, f.rpartition('/')[2], re.IGNORECASE)]
             if found:
                 found.sort(key=lambda file: (file.count('/'), file))
                 if len(found) > 1 and found[0].count('/') == found[1].count('/'):
@@ -140,7 +142,7 @@ class Tree:
     def _index(self) -> dict[str, list[str]]:
         """Media files by 'stem' and by 'folder/stem'."""
         index: dict[str, list[str]] = {}
-        for file in self.media():
+        for file in self.media:
             parts = file.rpartition('.')[0].split('/')
             index.setdefault(parts[-1], []).append(file)
             if len(parts) > 1:
