@@ -229,11 +229,11 @@ def load(spec: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
             raise UserError(
                 f'{path} has no section {name!r}; a config has {", ".join(SECTIONS)} (it may be empty: {{}})'
             )
-    for section_of_sets in (config.evals, config.streams):
-        if isinstance(section_of_sets, ml_collections.ConfigDict):
-            for name, node in section_of_sets.items():  # made from one dict they share it: an override would reach all
-                if isinstance(node, ml_collections.ConfigDict):
-                    section_of_sets[name] = node.to_dict()
+    for node in (config.evals, config.streams):
+        _unshare(node)
+    for node in (config.data, *(node.get('data') for node in _nodes(config.streams).values())):
+        if isinstance(node, ml_collections.ConfigDict):
+            _unshare(node.get('mixture'))
     # What decides which keys there are comes first, then the defaults, then the values.
     early = [text for text in overrides if re.match(r'--config\.(task_name|(.+\.)?data\.recipe)=', text)]
     for override in early:
@@ -299,7 +299,7 @@ def _calls(config: ml_collections.ConfigDict) -> Iterator[tuple[ml_collections.C
     sets |= {f'streams.{n}.data': _data(config.streams[n], f'streams.{n}') for n in config.streams}
     for name, node in sets.items():
         yield node, Data, name, 0
-        for source, part in _sources(node).items():
+        for source, part in _nodes(node.get('mixture')).items():
             yield part, Source, f'{name}.mixture.{source}', 0
         if isinstance(node.get('recipe'), str) and isinstance(node.get('options'), ml_collections.ConfigDict):
             yield node.options, recipe_class(node.recipe), f'{name}.options', 0
@@ -312,11 +312,16 @@ def _data(node: Any, name: str) -> ml_collections.ConfigDict:
     return node.data
 
 
-def _sources(node: ml_collections.ConfigDict) -> dict[str, ml_collections.ConfigDict]:
-    """The sections of a data section's mixture."""
-    mixture = node.get('mixture')
-    found = dict(mixture.items()) if isinstance(mixture, ml_collections.ConfigDict) else {}
+def _nodes(node: Any) -> dict[str, ml_collections.ConfigDict]:
+    """The sections in a section, by name."""
+    found = dict(node.items()) if isinstance(node, ml_collections.ConfigDict) else {}
     return {name: part for name, part in found.items() if isinstance(part, ml_collections.ConfigDict)}
+
+
+def _unshare(node: Any) -> None:
+    """Sections made from one dict share it: an override would reach them all."""
+    for name, part in _nodes(node).items():
+        node[name] = part.to_dict()
 
 
 def _fill(node: ml_collections.ConfigDict, function: Callable[..., Any]) -> None:

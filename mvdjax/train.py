@@ -263,12 +263,12 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     streams = read_streams(config, run)
     files = streams[run.stream].files
     task.check_files(files)
-    for note in files.notes:
-        say(f'note: {note}')
     steps_per_epoch, steps = run.steps_per_epoch(len(files.records)), run.total_steps(len(files.records))
     for name, stream in streams.items():
         what = 'run.global_batch' if name == run.stream else f'streams.{name}.batch'
         sharding.check_batch_size(stream.batch, run.accumulate, mesh, jax.process_count(), what)
+        for note in stream.files.notes:
+            say(f'note: {note}')
     evaluators = make_evaluators(config, run, task, mesh, workdir)
     for evaluator in evaluators.values():
         check_same_classes(files.class_names, files.path, evaluator.files)

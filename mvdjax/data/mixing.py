@@ -82,7 +82,7 @@ def read_mixture(mixture: Mapping[str, Mapping[str, Any]], labels: str | None) -
     """Reads the lists of a mixture.
 
     Args:
-      mixture: name -> section of `Source`.
+      mixture: name -> section of `Source`. They are taken in the order of their names.
       labels: 'same': the sources have the same classes, and must say so by their class names or their number;
         'joined': the classes of each source follow those of the one before; None: nobody asks for labels.
 
@@ -94,9 +94,7 @@ def read_mixture(mixture: Mapping[str, Mapping[str, Any]], labels: str | None) -
             f'data.labels must be one of {", ".join(LABELS)} or None, not {labels!r}; '
             f'{keywords.nearest(labels, LABELS)}it says how the labels of data.mixture belong together'
         )
-    sources = {
-        name: keywords.build(Source, section, f'config.data.mixture.{name}') for name, section in mixture.items()
-    }
+    sources = {name: keywords.build(Source, mixture[name], f'config.data.mixture.{name}') for name in sorted(mixture)}
     lists = {n: read_list(s.files, s.root, s.num_classes, s.class_file) for n, s in sources.items()}
     classes = {name: sources[name].num_classes or len(lists[name].class_names) for name in sources}
     if labels:
@@ -123,7 +121,8 @@ def read_mixture(mixture: Mapping[str, Mapping[str, Any]], labels: str | None) -
     elif not any(files.class_names for files in lists.values()):
         names = []  # numbers made into names would only look like names
     path = ' + '.join(files.path for files in lists.values())
-    return MixedList(path, tuple(records), tuple(names), parts=tuple(parts), labels=labels)
+    notes = tuple(note for files in lists.values() for note in files.notes)
+    return MixedList(path, tuple(records), tuple(names), notes, tuple(parts), labels)
 
 
 def _check_same(lists: Mapping[str, FileList], classes: Mapping[str, int]) -> None:
