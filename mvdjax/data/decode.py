@@ -181,7 +181,7 @@ def _read(source: Path | bytes, watch: Watch, picker: _Picker) -> tuple[np.ndarr
     known = None if isinstance(source, bytes) else _INDICES.get(source)
     with containers.open_video(source, watch) as video:
         index = known or packets.read_index(video)
-        if not isinstance(source, bytes):
+        if known is None and not isinstance(source, bytes):
             _INDICES.put(source, index)
         if index.exact:
             ids = picker(index.frames)

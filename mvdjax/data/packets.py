@@ -227,7 +227,9 @@ class _Sink:
 
 
 def _display_matrix(frame: av.VideoFrame) -> np.ndarray | None:
-    """The 2 x 2 part of the frame's display matrix, if it has one."""
+    """The 2 x 2 part of the frame's display matrix, if it turns the frame (upside down alone is not seen)."""
+    if frame.rotation == 0:  # a look at `side_data` ties the frame into a cycle: it would outlive this call
+        return None
     data: Any = frame.side_data.get('DISPLAYMATRIX')
     return None if data is None else np.frombuffer(memoryview(data), np.int32)[:9].reshape(3, 3)[:2, :2]
 

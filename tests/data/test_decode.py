@@ -1,12 +1,14 @@
 """How frames are found: what is decoded, what is counted, what is not. That they are right: test_matrix.py."""
 
+import shutil
+
 import av
 import numpy as np
 import pytest
 from video_files import X264, available, check_against, chosen, encode, opened, remux, sequential
 
-from mvdjax.data import packets
-from mvdjax.data.decode import probe, read_frames
+from mvdjax.data import decode, packets
+from mvdjax.data.decode import Blob, probe, read_frames
 
 
 @pytest.fixture(scope='module')
@@ -49,7 +51,7 @@ def test_a_file_too_large_to_keep_is_read_twice(mp4, monkeypatch, no_counting):
 
 
 def test_a_missing_frame_falls_back_to_counting(mp4, monkeypatch):
-    def fail(*_):
+    def fail(*_, **__):
         raise packets.UnreadableError('lacks frames')
 
     monkeypatch.setattr(packets, 'decode_ranges', fail)
@@ -207,3 +209,54 @@ def test_repeated_times_are_counted(folder):
 
     path = remux(whole, folder / 'paired.mkv', pair)
     check_against(path, sequential(whole))
+
+
+@pytest.fixture
+def cache(monkeypatch):
+    """A cache that takes files of 20 packets and more, up to 150 packets in all."""
+    cache = packets.IndexCache(least=20, total=150)
+    monkeypatch.setattr(decode, '_INDICES', cache)
+    return cache
+
+
+@pytest.mark.parametrize('name', ['known.mp4', 'known.mkv', 'known.ts'])
+def test_a_remembered_index_gives_the_same_frames(name, folder, cache, no_counting, monkeypatch):
+    monkeypatch.setattr(packets, '_JUMP', 5)
+    path = encode(folder / name, 'libx264', g='8', **{**X264, 'x264-params': 'open-gop=1:scenecut=0'})
+    expected = sequential(path)
+    assert cache.get(path) is None
+    read_frames(path, chosen([0]))
+    index = cache.get(path)
+    assert index.packets is None
+    monkeypatch.setattr(packets, 'read_index', None)  # nobody reads it again
+    for ids in ([59], [3, 30, 58], [0, 59], list(range(0, 60, 9)), list(range(60))):
+        np.testing.assert_array_equal(read_frames(path, chosen(ids)), expected[ids])
+    assert cache.get(path) is index
+
+
+def test_a_changed_file_is_read_anew(folder, cache):
+    path = encode(folder / 'first.mp4', 'libx264', g='8', **X264)
+    read_frames(path, chosen([0]))
+    other = encode(folder / 'second.mp4', 'libx264', frames=40, g='8', **X264)
+    other.replace(path)
+    assert cache.get(path) is None
+    assert read_frames(path, np.arange).shape[0] == 40
+
+
+def test_a_remembered_index_that_is_wrong_does_no_harm(folder, cache):
+    path = encode(folder / 'truth.mp4', 'libx264', frames=40, g='8', **X264)
+    lie = encode(folder / 'lie.mkv', 'libx264', times=VARIABLE[:40], frames=40, g='8', **X264)
+    with opened(lie) as video:
+        cache.put(path, packets.read_index(video))
+    np.testing.assert_array_equal(read_frames(path, chosen([20, 7])), sequential(path)[[20, 7]])
+
+
+def test_the_cache_is_bounded_and_keeps_what_is_used(folder, cache, mp4):
+    files = [shutil.copy(mp4, folder / f'copy{i}.mp4') for i in range(3)]
+    short = encode(folder / 'short.mp4', 'libx264', frames=10, **X264)
+    for path in (*files[:2], files[0], short, files[2]):  # of 60 packets each
+        read_frames(path, chosen([5]))
+    assert [cache.get(path) is not None for path in (*files, short)] == [True, False, True, False]
+    blob = Blob(str(files[1]), mp4.read_bytes())
+    read_frames(blob, chosen([5]))
+    assert cache.get(files[1]) is None

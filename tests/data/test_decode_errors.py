@@ -1,6 +1,7 @@
 """Damaged files, files that are no videos, odd names and images: one error type, with a reason; nothing left open."""
 
 import contextlib
+import gc
 import os
 import pickle
 import shutil
@@ -8,12 +9,13 @@ from pathlib import Path
 
 import av
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 from video_files import X264, chosen, encode, picture, sequential
 
 from mvdjax.data import containers
-from mvdjax.data.decode import DecodeError, probe, read_frames, read_image
+from mvdjax.data.decode import Blob, DecodeError, probe, read_frames, read_image
 
 
 @pytest.fixture(scope='module')
@@ -214,3 +216,30 @@ def test_images_that_are_none_say_why(folder, mp4):
     for name, reason in cases.items():
         with pytest.raises(DecodeError, match=reason):
             read_image(folder / name)
+
+
+def test_nothing_outlives_a_read(folder):
+    """The short form of tests/integration/opens.py. Garbage that waits for a collection counts as a leak too."""
+    path = encode(folder / 'flat.mp4', 'libx264', frames=4, height=240, width=320, g='4', **X264)
+    avi = encode(folder / 'flat.avi', 'mpeg4', frames=4, height=240, width=320)
+    blob = Blob('flat', path.read_bytes())
+    (folder / 'flat_cut.mp4').write_bytes(path.read_bytes()[:500])
+    process = psutil.Process()
+
+    def some():
+        for i in range(100):
+            read_frames((path, blob, avi)[i % 3], chosen([2]))
+            with contextlib.suppress(DecodeError):
+                read_frames(folder / 'flat_cut.mp4', np.arange)
+        return process.memory_info().rss
+
+    some()
+    gc.collect()
+    gc.disable()
+    try:
+        before = some()
+        grown = some() - before
+        assert gc.collect() < 100
+    finally:
+        gc.enable()
+    assert grown < 20 * 320 * 240  # one frame kept of each open would be 100 * 1.5 * 320 * 240

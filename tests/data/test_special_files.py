@@ -60,7 +60,7 @@ def test_an_edit_list_that_starts_between_keyframes(mp4, folder, no_counting):
     check(path, expected, 15)
 
 
-@pytest.mark.parametrize(('hflip', 'vflip', 'degrees'), [(1, 0, 0), (0, 1, 0), (1, 0, 90), (0, 1, -90), (1, 1, 90)])
+@pytest.mark.parametrize(('hflip', 'vflip', 'degrees'), [(1, 0, 0), (1, 1, 0), (1, 0, 90), (0, 1, -90), (1, 1, 90)])
 def test_mirrored_videos_are_turned_as_a_player_turns_them(hflip, vflip, degrees, folder):
     path = folder / f'mirror{hflip}{vflip}{degrees}.mp4'
     with av.open(str(path), 'w') as container:
