@@ -21,6 +21,11 @@ TOOLS = {
         'decode every file of a list once and say what is wrong: lines, files, duplicates, leaks',
         'mvdjax data check lists/train.txt lists/val.txt --class_file=lists/classes.txt --output=check',
     ),
+    'pack': (
+        'mvdjax.data.pack',
+        'put the videos of a list into ArrayRecord shards, as they are or quicker to decode',
+        'mvdjax data pack lists/train.txt --profile=gop16 --output=packs/train',
+    ),
     'stats': (
         'mvdjax.analysis.data_stats',
         'what `mvdjax data check` found, as plots and one HTML page',

@@ -176,7 +176,7 @@ def _video(facts: Facts, found: str | Blob, full: bool, alive: Any) -> Facts:
     facts = dataclasses.replace(facts, full=full, variable=seen.variable, rotation=seen.rotation, pixels=seen.pixels)
     if full:
         notes = tuple(seen.notes(info.frames))
-        facts = dataclasses.replace(facts, frames=seen.damage.sound, notes=notes, pictures=seen.digest.hexdigest())
+        facts = dataclasses.replace(facts, frames=seen.sound, notes=notes, pictures=seen.digest.hexdigest())
     return dataclasses.replace(facts, seconds=round(facts.frames / info.fps, 3) if info.fps else 0.0)
 
 
@@ -203,20 +203,19 @@ class _Seen:
             is refused in training.
           av.FFmpegError: FFmpeg gives up.
         """
-        self.rotation, self.pixels, self.variable = 0, '', False
+        self.rotation, self.pixels, self.variable, self.sound = 0, '', False, 0
         self.digest = hashlib.sha256()
         self.damage = packets.Damage()
         self._size = (0, 0)
         times: list[int | None] = []
-        for frame in packets.decoded(video, self.damage):
+        for frame in packets.every_frame(video, self.damage):
             self._see(frame, first=not times)
             times.append(frame.pts)
             if not full:
                 return
         self.variable = _is_variable(times)
-        if not self.damage.sound:
-            raise UnreadableError('is damaged from its first frame to its last')
-        hurt = sum(frame < self.damage.sound for frame in self.damage.hurt)
+        self.sound = self.damage.sound()
+        hurt = sum(frame < self.sound for frame in self.damage.hurt)
         if hurt:
             raise UnreadableError(f'is damaged: {hurt} of its {self.damage.frames} frames cannot be shown as they were')
 
@@ -237,7 +236,7 @@ class _Seen:
 
     def notes(self, promised: int) -> Iterator[str]:
         """What is odd, continuing a sentence that starts with the path."""
-        sound = self.damage.sound
+        sound = self.sound
         if sound < self.damage.frames:
             yield f'is damaged at its end: {sound} of its {self.damage.frames} frames are left'
         elif sound < promised:

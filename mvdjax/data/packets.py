@@ -204,7 +204,7 @@ class _Sink:
                 )
             self._size = (frame.height, frame.width)
             self._out = np.empty((self._count, frame.height, frame.width * 3), np.uint8)
-            self._matrix = _display_matrix(frame)
+            self._matrix = display_matrix(frame)
         if (frame.height, frame.width) != self._size:
             raise UnreadableError('changes its frame size on the way')
         try:
@@ -226,7 +226,7 @@ class _Sink:
         return np.ascontiguousarray(_upright(frames, self._matrix))
 
 
-def _display_matrix(frame: av.VideoFrame) -> np.ndarray | None:
+def display_matrix(frame: av.VideoFrame) -> np.ndarray | None:
     """The 2 x 2 part of the frame's display matrix, if it turns the frame (upside down alone is not seen)."""
     if frame.rotation == 0:  # a look at `side_data` ties the frame into a cycle: it would outlive this call
         return None
@@ -234,16 +234,25 @@ def _display_matrix(frame: av.VideoFrame) -> np.ndarray | None:
     return None if data is None else np.frombuffer(memoryview(data), np.int32)[:9].reshape(3, 3)[:2, :2]
 
 
-def _upright(frames: np.ndarray, matrix: np.ndarray | None) -> np.ndarray:
-    """Turns and mirrors (n, h, w, 3) by a display matrix that takes (x, y) to (x, y) @ matrix, in quarters."""
+def turns(matrix: np.ndarray | None) -> tuple[bool, bool, bool]:
+    """Whether a display matrix that takes (x, y) to (x, y) @ matrix swaps the axes, then mirrors left, then down."""
     if matrix is None:
-        return frames
+        return False, False, False
     size = np.abs(matrix.astype(np.int64))
-    if size[0, 1] + size[1, 0] > size[0, 0] + size[1, 1]:
-        frames, matrix = frames.swapaxes(1, 2), matrix[::-1]
-    if matrix[0, 0] < 0:
+    swapped = bool(size[0, 1] + size[1, 0] > size[0, 0] + size[1, 1])
+    if swapped:
+        matrix = matrix[::-1]
+    return swapped, bool(matrix[0, 0] < 0), bool(matrix[1, 1] < 0)
+
+
+def _upright(frames: np.ndarray, matrix: np.ndarray | None) -> np.ndarray:
+    """Turns and mirrors (n, h, w, 3) by a display matrix, in quarters."""
+    swapped, left, down = turns(matrix)
+    if swapped:
+        frames = frames.swapaxes(1, 2)
+    if left:
         frames = frames[:, :, ::-1]
-    return frames[:, ::-1] if matrix[1, 1] < 0 else frames
+    return frames[:, ::-1] if down else frames
 
 
 def _ranges(index: Index, positions: np.ndarray) -> list[tuple[int, int]]:
@@ -382,6 +391,25 @@ def _check(frame: av.VideoFrame, start: int, last: int | None) -> None:
         raise UnreadableError('marks a frame as a keyframe that is none')
 
 
+def every_frame(video: Video, damage: Damage) -> Iterator[av.VideoFrame]:
+    """Decodes everything from the first packet, passing over what is damaged.
+
+    Args:
+        video: freshly opened.
+        damage: is told of every frame before it comes.
+    """
+    context = video.stream.codec_context
+    for packet in _ending(_packets(video)):
+        try:
+            frames = context.decode(packet)
+        except av.InvalidDataError:
+            damage.packet()
+            continue
+        for frame in frames:
+            damage.frame(frame)
+            yield frame
+
+
 def decode_all(video: Video, ids: np.ndarray) -> tuple[np.ndarray, int]:
     """Decodes everything from the first packet, passing over what is damaged, and counts.
 
@@ -398,29 +426,13 @@ def decode_all(video: Video, ids: np.ndarray) -> tuple[np.ndarray, int]:
     """
     sink = _Sink(ids, np.unique(ids).tolist())
     damage = Damage()
-    for number, frame in enumerate(decoded(video, damage)):
-        sink.offer(number, frame)
-    sound = damage.sound
-    if damage.frames and not sound:
-        raise UnreadableError('is damaged from its first frame to its last')
+    for frame in every_frame(video, damage):
+        sink.offer(damage.frames - 1, frame)
+    sound = damage.sound()
     hurt = sum(frame < sound for frame in damage.hurt.intersection(ids.tolist()))
     if hurt:
         raise UnreadableError(f'is damaged: {len(damage.hurt)} of its {damage.frames} frames, {hurt} of them wanted')
     return sink.result(), sound
-
-
-def decoded(video: Video, damage: Damage) -> Iterator[av.VideoFrame]:
-    """Every frame of a freshly opened video, from the first packet on; `damage` learns of what is wrong with them."""
-    context = video.stream.codec_context
-    for packet in _ending(_packets(video)):
-        try:
-            frames = context.decode(packet)
-        except av.InvalidDataError:
-            damage.packet()
-            continue
-        for frame in frames:
-            damage.frame(frame)
-            yield frame
 
 
 class Damage:
@@ -439,12 +451,17 @@ class Damage:
         self._hurting = False
         self._run = 0  # the first of the B-frames that came last: they may refer to the frame that comes next
 
-    @property
     def sound(self) -> int:
-        """Number of frames up to the end, or to where damage begins that lasts to the end."""
+        """The number of frames up to the end, or to where damage begins that lasts to the end.
+
+        Raises:
+            UnreadableError: there is none.
+        """
         sound = self.frames
         while sound - 1 in self.hurt:
             sound -= 1
+        if self.frames and not sound:
+            raise UnreadableError('is damaged from its first frame to its last')
         return sound
 
     def packet(self) -> None:
