@@ -226,7 +226,7 @@ def _describe(checked: CheckedList, image: bool, found: dict[str, Facts], option
 
 def _entry(path: str, listed: list[list[int]], facts: Facts) -> dict[str, Any]:
     """An entry of `files`."""
-    return {'path': path, 'listed': listed, **dataclasses.asdict(facts), 'notes': list(facts.notes)}
+    return {'path': path, 'listed': listed, **vars(facts), 'notes': list(facts.notes)}
 
 
 def _write_json(result: dict[str, Any], path: Path) -> None:
