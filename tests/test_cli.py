@@ -141,8 +141,8 @@ def test_exit_codes_of_the_process(tmp_path):
     [
         (None, r'list .*list\.txt does not exist'),
         ('', r'list\.txt lists no files'),
-        ('a.mp4\n', r'list\.txt:1: .* one column; a line is "path label"'),
-        ('a.mp4 0\nb.mp4 jump\n', r"list\.txt:2: label 'jump' is not a whole number"),
+        ('a.mp4\n', r'list\.txt:1: .* has no label; a line is "path label"'),
+        ('a.mp4 0\nb.mp4 growing\n', r"list\.txt:2: .*classes\.txt has no class 'growing'; did you mean 'grow'\?"),
         ('a.mp4 0\nb.mp4 8\n', r'list\.txt:2: label 8 is out of range; there are classes 0 to 7'),
         ('a.mp4 0\n', r'list has 1 files, fewer than run\.global_batch 8'),
     ],

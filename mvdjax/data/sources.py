@@ -99,13 +99,17 @@ def check_same_classes(trained: Sequence[str], where: str, files: FileList) -> N
       files: the list.
 
     Raises:
-      UserError: both have names and they differ.
+      UserError: both have names and they differ in more than case, spaces and punctuation ('Air_Drumming').
     """
     for i, (ours, theirs) in enumerate(zip(trained, files.class_names, strict=False)):
-        if ours != theirs:
+        if _plain(ours) != _plain(theirs):
             raise UserError(
                 f'class {i} is {ours!r} in {where} and {theirs!r} in {files.path}; give both the same data.class_file'
             )
+
+
+def _plain(name: str) -> str:
+    return re.sub(r'[\W_]+', '', name).casefold()
 
 
 def _read_file(path: str, root: str, num_classes: int | None, class_file: str, names: tuple[str, ...]) -> FileList:

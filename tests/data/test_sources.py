@@ -270,4 +270,5 @@ def test_two_lists_must_number_their_classes_alike(listed):
     with pytest.raises(UserError, match=r"class 0 is 'jump' in runs/x and 'run' in .*val\.txt; give both the same"):
         check_same_classes(train.class_names, 'runs/x', val)
     check_same_classes(train.class_names, 'runs/x', train)
+    check_same_classes(('Jump!', 'r_u n'), 'runs/x', train)  # the names of another copy
     check_same_classes((), 'runs/x', val)
