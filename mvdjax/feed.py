@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from typing import Any
 
 import ml_collections
@@ -88,7 +88,7 @@ class Budget:
 class Feed:
     """The training batches, with the budgets of bad files and the time spent waiting for data."""
 
-    def __init__(self, batches: Iterator[Any], budgets: Mapping[str, Budget]) -> None:
+    def __init__(self, batches: Generator[Any, None, None], budgets: Mapping[str, Budget]) -> None:
         """`budgets` by stream; batches of one stream are flat."""
         self._batches, self._budgets = batches, budgets
         self._before = self.counts()
@@ -103,6 +103,10 @@ class Feed:
         for name, budget in self._budgets.items():
             window.substituted += budget.count(parts[name])
         return batch
+
+    def close(self) -> None:
+        """Ends the workers, which would else live on as long as the process, and complain when it ends."""
+        self._batches.close()
 
     def counts(self, ahead: bool = False) -> dict[str, list[int]]:
         """{stream: [files tried, files that could not be read]}; `ahead`: without the newest batch."""
@@ -141,7 +145,7 @@ def open_feed(
         'process': process,
         'processes': processes,
     }
-    batches: Iterator[Any]
+    batches: Generator[Any, None, None]
     if len(streams) > 1:
         batches = train_streams(streams, **where)
     else:

@@ -6,6 +6,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from functools import partial
 from typing import Any
 
@@ -305,7 +306,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
         meta = meta_data(config, task, files, main_part(host, run.stream)['video'], before)
 
         numbers: dict[str, float] = {}
-        with MetricWriter(workdir, start) as writer, progress_bar(steps, start, 'step') as bar:
+        with closing(feed), MetricWriter(workdir, start) as writer, progress_bar(steps, start, 'step') as bar:
             # The order matters: a checkpoint comes last, so that all that its steps have to say is written when a
             # resumed run starts after it, and a window of metrics never spans one.
             for step in range(start + 1, steps + 1):

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import importlib
 import pkgutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,8 @@ from mvdjax.data.samples import TIMEOUT, EvalSamples, TrainSamples
 from mvdjax.data.schema import Recipe, Sample
 from mvdjax.data.sources import FileList, read_list
 from mvdjax.errors import UserError
+
+Batches = Generator[Sample, None, None]
 
 __all__ = [
     'BadFiles',
@@ -146,7 +148,7 @@ class Data:
             raise UserError(f'the sources of data.mixture make {views} views of a file: give them the same number')
         return TrainSamples(files, recipe, seed, bad, self.timeout, recipes)
 
-    def batches(self, samples: TrainSamples | EvalSamples, numbers: Numbers, flatten: bool) -> Iterator[Sample]:
+    def batches(self, samples: TrainSamples | EvalSamples, numbers: Numbers, flatten: bool) -> Batches:
         """Batches of samples, made by this section's workers and threads."""
         return workers.batches(
             samples,
@@ -170,7 +172,7 @@ def train_batches(
     bad: BadFiles,
     process: int = 0,
     processes: int = 1,
-) -> Iterator[Sample]:
+) -> Batches:
     """This process's batches of steps `start_step` to `steps` - 1.
 
     Args:
@@ -185,7 +187,7 @@ def train_batches(
       processes: how many there are; they must divide `global_batch`.
 
     Returns:
-      An iterator of dicts of (rows, ...) arrays.
+      A generator of dicts of (rows, ...) arrays. Closing it ends its workers.
     """
     numbers = Numbers(global_batch, start_step, steps, process, processes)
     samples = data.samples(files, seed, bad)
@@ -216,7 +218,7 @@ def train_streams(
     bad: BadFiles,
     process: int = 0,
     processes: int = 1,
-) -> Iterator[dict[str, Sample]]:
+) -> Generator[dict[str, Sample], None, None]:
     """This process's batches of several streams: one batch of each in every step, in a sub-dict of its name.
 
     Each stream goes through its own list, with a seed that depends on its name and not on the other streams, and is as
@@ -247,14 +249,14 @@ def train_streams(
     }
     with contextlib.ExitStack() as stack:
         for iterator in iterators.values():
-            stack.enter_context(contextlib.closing(iterator))  # type: ignore[type-var]
+            stack.enter_context(contextlib.closing(iterator))
         for _ in range(start_step, steps):
             yield {name: next(iterator) for name, iterator in iterators.items()}
 
 
 def eval_batches(
     data: Data, files: FileList, *, batch: int, empty: Sample, bad: BadFiles, process: int = 0, processes: int = 1
-) -> Iterator[Sample]:
+) -> Batches:
     """This process's rows of every evaluation batch, in list order, the last one padded.
 
     Args:

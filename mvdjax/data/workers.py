@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import gc
 import logging
 import multiprocessing
 import os
@@ -9,7 +10,7 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
 
@@ -60,7 +61,7 @@ class Samples(Protocol):
 
 def batches(
     samples: Samples, numbers: Numbers, batch: int, *, workers: int, threads: int, prefetch: int, flatten: bool
-) -> Iterator[Sample]:
+) -> Generator[Sample, None, None]:
     """Batches of the samples with these numbers, in their order, whoever made them.
 
     Threads and workers make single samples, batched afterwards in this process: a batch is ready as soon as its
@@ -114,6 +115,8 @@ def batches(
             stream.close()
             if board:
                 board.remove()
+                del stream
+                gc.collect()  # Grain's iterators are cycles that hold on to shared memory
 
 
 def _dataset(

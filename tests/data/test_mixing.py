@@ -116,17 +116,17 @@ def test_neighbouring_windows_and_seeds_interleave_differently():
 
 def test_each_source_is_walked_in_epochs_of_its_own_whatever_it_is_mixed_with(mixture):
     whole, pair = marked(mixture()), marked(mixture(names=('b', 'a')))
-    found = sequences(whole, batches(whole, steps=100))
+    found = sequences(whole, batches(whole, steps=40))
     for name, lines in found.items():
         size = SIZES[name]
         epochs = [lines[i : i + size] for i in range(0, len(lines) - size + 1, size)]
-        assert len(epochs) > 5
+        assert len(epochs) >= 4
         assert all(sorted(epoch) == list(range(1, size + 1)) for epoch in epochs)
         assert len({tuple(epoch) for epoch in epochs}) > 1
-    share = {name: len(lines) / 800 for name, lines in found.items()}
+    share = {name: len(lines) / 320 for name, lines in found.items()}
     assert share == pytest.approx(WEIGHTS, abs=0.02)
     assert [part.name for part in pair.read().parts] == ['a', 'b']  # by name, wherever the config came from
-    other = batches(pair, steps=40)
+    other = batches(pair, steps=20)
     lines = np.concatenate([b['line'] for b in other])
     source = np.concatenate([b['wide'][:, 0] for b in other])
     for name in 'ab':
@@ -176,7 +176,7 @@ def test_a_stream_does_not_notice_the_others(mixture):
 
 def test_a_broken_file_is_replaced_by_one_of_its_own_source(mixture):
     healthy = marked(mixture())
-    expected = np.concatenate([b['wide'][:, 0] for b in batches(healthy, steps=20)])
+    expected = np.concatenate([b['wide'][:, 0] for b in batches(healthy, steps=10)])
 
     @dataclasses.dataclass(frozen=True)
     class Broken(Marked):
@@ -190,9 +190,9 @@ def test_a_broken_file_is_replaced_by_one_of_its_own_source(mixture):
             return dataclasses.replace(super().samples(files, seed, bad), recipe=Breaking())
 
     broken = Broken(**{f.name: getattr(healthy, f.name) for f in dataclasses.fields(healthy)})
-    found = batches(broken, steps=20)
+    found = batches(broken, steps=10)
     np.testing.assert_array_equal(np.concatenate([b['wide'][:, 0] for b in found]), expected)
-    assert sum(b['substituted'].sum() for b in found) > 10
+    assert sum(b['substituted'].sum() for b in found) > 5
 
 
 def labels_of(data, steps=10):
