@@ -116,7 +116,7 @@ def _source(media: Media) -> Path | bytes:
         if file.is_dir():
             raise DecodeError(path, 'is a directory')
         if not file.is_file():
-            raise DecodeError(path, 'does not exist')
+            raise DecodeError(path, 'is not a regular file' if file.exists() else 'does not exist')
         if file.stat().st_size == 0:
             raise DecodeError(path, 'is empty')
     except (OSError, ValueError) as error:  # a name too long or with a zero byte, no permission

@@ -18,7 +18,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from mvdjax.data import containers, decode, media, packets
+from mvdjax.data import containers, decode, frames, media, packets
 from mvdjax.data.decode import Blob, DecodeError
 from mvdjax.data.watchdog import UnreadableError, Watch
 from mvdjax.data.watched import Alive
@@ -205,7 +205,7 @@ class _Seen:
         """
         self.rotation, self.pixels, self.variable, self.sound = 0, '', False, 0
         self.digest = hashlib.sha256()
-        self.damage = packets.Damage()
+        self.damage = frames.Damage()
         self._size = (0, 0)
         times: list[int | None] = []
         for frame in packets.every_frame(video, self.damage):

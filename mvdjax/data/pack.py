@@ -46,7 +46,7 @@ def write_pack(files: FileList, root: str, output: str, spec: PackSpec, progress
       UserError: the folder holds something else or is in work, it cannot be written, a shard reads back wrong, no file
         is readable; with `strict` one is not. Except for the first, the same call goes on from the finished shards.
     """
-    folder, plan = Path(os.path.abspath(output)), state.make_plan(files, root, spec)
+    folder, plan = Path(output), state.make_plan(files, root, spec)
     say = print if progress else lambda *_: None
     try:
         if state.is_finished(folder, plan):

@@ -10,14 +10,12 @@ import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import av
 import numpy as np
-from av.video.frame import PictureType
-from av.video.reformatter import VideoReformatter
 
-from mvdjax.data.containers import Video, check_size, open_video
+from mvdjax.data import frames
+from mvdjax.data.containers import Video, open_video
 from mvdjax.data.watchdog import UnreadableError
 
 # Containers that store a presentation time with every packet; in others FFmpeg guesses them.
@@ -32,8 +30,6 @@ _KEEP_BYTES = 32 * 1024 * 1024
 # A gap of this many packets between wanted ones is jumped over where the container knows the places of its packets.
 _JUMP = 256
 _JUMPING = ('mov,mp4,m4a,3gp,3g2,mj2', 'matroska,webm')
-# The largest array `read_frames` makes.
-MAX_BYTES = 4 * 1024**3
 
 
 @dataclass(frozen=True)
@@ -178,83 +174,6 @@ class IndexCache:
         return os.path.abspath(file), stat.st_size, stat.st_mtime_ns
 
 
-class _Sink:
-    """Collects the wanted frames as RGB."""
-
-    def __init__(self, ids: np.ndarray, keys: Iterable[int]) -> None:
-        """`keys` names the frames of `np.unique(ids)`, as `offer` will."""
-        unique, inverse = np.unique(ids, return_inverse=True)
-        self._missing = {key: np.flatnonzero(inverse == i) for i, key in zip(range(len(unique)), keys, strict=True)}
-        self._count = len(ids)
-        self._out: np.ndarray | None = None
-        self._size = (0, 0)
-        self._matrix: np.ndarray | None = None
-        self._reformatter = VideoReformatter()
-
-    def offer(self, key: int | None, frame: av.VideoFrame) -> None:
-        """Converts the frame if `key` is wanted. Raises `UnreadableError` where its size differs from the others'."""
-        places = self._missing.pop(key, None) if key is not None else None
-        if places is None:
-            return
-        check_size(frame.width, frame.height)
-        if self._out is None:
-            if self._count * frame.height * frame.width * 3 > MAX_BYTES:
-                raise UnreadableError(
-                    f'is too large to give {self._count} frames of {frame.width} x {frame.height} at once'
-                )
-            self._size = (frame.height, frame.width)
-            self._out = np.empty((self._count, frame.height, frame.width * 3), np.uint8)
-            self._matrix = display_matrix(frame)
-        if (frame.height, frame.width) != self._size:
-            raise UnreadableError('changes its frame size on the way')
-        try:
-            plane = self._reformatter.reformat(frame, format='rgb24', threads=1).planes[0]
-        except ValueError as error:
-            raise UnreadableError(f'has pixels that cannot be converted: {error}') from error
-        rows = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
-        self._out[places] = rows[: frame.height, : frame.width * 3]
-
-    def missing(self) -> bool:
-        """Whether a wanted frame has not come."""
-        return bool(self._missing)
-
-    def result(self) -> np.ndarray:
-        """uint8 (ids, h, w, 3), upright; (0, 0, 0, 3) if nothing was wanted."""
-        if self._out is None:
-            return np.empty((0, 0, 0, 3), np.uint8)
-        frames = self._out.reshape(self._count, *self._size, 3)
-        return np.ascontiguousarray(_upright(frames, self._matrix))
-
-
-def display_matrix(frame: av.VideoFrame) -> np.ndarray | None:
-    """The 2 x 2 part of the frame's display matrix, if it turns the frame (upside down alone is not seen)."""
-    if frame.rotation == 0:  # a look at `side_data` ties the frame into a cycle: it would outlive this call
-        return None
-    data: Any = frame.side_data.get('DISPLAYMATRIX')
-    return None if data is None else np.frombuffer(memoryview(data), np.int32)[:9].reshape(3, 3)[:2, :2]
-
-
-def turns(matrix: np.ndarray | None) -> tuple[bool, bool, bool]:
-    """Whether a display matrix that takes (x, y) to (x, y) @ matrix swaps the axes, then mirrors left, then down."""
-    if matrix is None:
-        return False, False, False
-    size = np.abs(matrix.astype(np.int64))
-    swapped = bool(size[0, 1] + size[1, 0] > size[0, 0] + size[1, 1])
-    if swapped:
-        matrix = matrix[::-1]
-    return swapped, bool(matrix[0, 0] < 0), bool(matrix[1, 1] < 0)
-
-
-def _upright(frames: np.ndarray, matrix: np.ndarray | None) -> np.ndarray:
-    """Turns and mirrors (n, h, w, 3) by a display matrix, in quarters."""
-    swapped, left, down = turns(matrix)
-    if swapped:
-        frames = frames.swapaxes(1, 2)
-    if left:
-        frames = frames[:, :, ::-1]
-    return frames[:, ::-1] if down else frames
-
-
 def _ranges(index: Index, positions: np.ndarray) -> list[tuple[int, int]]:
     """Merged ranges of positions (first, last) that decode the frames at `positions`.
 
@@ -347,7 +266,7 @@ def _decode_ranges(video: Video, ranges: Iterable[Iterator[av.Packet]], index: I
     positions = index.shown[np.unique(ids)]
     times = index.pts[positions].tolist()
     wanted = set(times)
-    sink = _Sink(ids, times)
+    sink = frames.Sink(ids, times)
     context = video.stream.codec_context
     skipping = context.name == 'h264' or (context.name == 'hevc' and not _hevc_layers(context))
     for packets in ranges:
@@ -391,7 +310,7 @@ def _check(frame: av.VideoFrame, start: int, last: int | None) -> None:
         raise UnreadableError('marks a frame as a keyframe that is none')
 
 
-def every_frame(video: Video, damage: Damage) -> Iterator[av.VideoFrame]:
+def every_frame(video: Video, damage: frames.Damage) -> Iterator[av.VideoFrame]:
     """Decodes everything from the first packet, passing over what is damaged.
 
     Args:
@@ -401,11 +320,11 @@ def every_frame(video: Video, damage: Damage) -> Iterator[av.VideoFrame]:
     context = video.stream.codec_context
     for packet in _ending(_packets(video)):
         try:
-            frames = context.decode(packet)
+            decoded = context.decode(packet)
         except av.InvalidDataError:
             damage.packet()
             continue
-        for frame in frames:
+        for frame in decoded:
             damage.frame(frame)
             yield frame
 
@@ -424,8 +343,8 @@ def decode_all(video: Video, ids: np.ndarray) -> tuple[np.ndarray, int]:
     Raises:
         UnreadableError: a wanted frame is damaged, or refers to one that is.
     """
-    sink = _Sink(ids, np.unique(ids).tolist())
-    damage = Damage()
+    sink = frames.Sink(ids, np.unique(ids).tolist())
+    damage = frames.Damage()
     for frame in every_frame(video, damage):
         sink.offer(damage.frames - 1, frame)
     sound = damage.sound()
@@ -433,50 +352,3 @@ def decode_all(video: Video, ids: np.ndarray) -> tuple[np.ndarray, int]:
     if hurt:
         raise UnreadableError(f'is damaged: {len(damage.hurt)} of its {damage.frames} frames, {hurt} of them wanted')
     return sink.result(), sound
-
-
-class Damage:
-    """Which frames of a full decode cannot be trusted: from a damaged one to the next keyframe.
-
-    The pictures that FFmpeg makes up for what is missing depend on more than the file.
-
-    Attributes:
-        frames: number of frames so far.
-        hurt: those that cannot be trusted.
-    """
-
-    def __init__(self) -> None:
-        self.frames = 0
-        self.hurt: set[int] = set()
-        self._hurting = False
-        self._run = 0  # the first of the B-frames that came last: they may refer to the frame that comes next
-
-    def sound(self) -> int:
-        """The number of frames up to the end, or to where damage begins that lasts to the end.
-
-        Raises:
-            UnreadableError: there is none.
-        """
-        sound = self.frames
-        while sound - 1 in self.hurt:
-            sound -= 1
-        if self.frames and not sound:
-            raise UnreadableError('is damaged from its first frame to its last')
-        return sound
-
-    def packet(self) -> None:
-        """A packet gave an error."""
-        self._hurting = True
-
-    def frame(self, frame: av.VideoFrame) -> None:
-        """A frame came."""
-        if frame.is_corrupt:
-            self._hurting = True
-            self.hurt.update(range(self._run, self.frames))
-        elif frame.key_frame:
-            self._hurting = False
-        if self._hurting:
-            self.hurt.add(self.frames)
-        self.frames += 1
-        if frame.pict_type != PictureType.B:
-            self._run = self.frames

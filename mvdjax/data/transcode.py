@@ -22,7 +22,7 @@ from typing import Self
 import av
 import numpy as np
 
-from mvdjax.data import packets
+from mvdjax.data import frames, packets
 from mvdjax.data.containers import Video, open_video
 from mvdjax.data.decode import Blob, DecodeError, Media, VideoInfo, probe, read_frames
 from mvdjax.data.watchdog import UnreadableError, Watch
@@ -262,7 +262,7 @@ def _shape(frame: av.VideoFrame, profile: str, short_side: int, pixel_aspect: Fr
             f'scale={width}:{height}:flags={_SCALER}{conversion}:out_range={"pc" if full else "tv"}',
             'format=yuv420p',
         ]
-    swapped, left, down = packets.turns(packets.display_matrix(frame))
+    swapped, left, down = frames.turns(frames.display_matrix(frame))
     if swapped:
         width, height, pixel_aspect = height, width, 1 / pixel_aspect
     steps += ['transpose=cclock_flip'] * swapped + ['hflip'] * left + ['vflip'] * down  # FFmpeg's word for swapped axes
@@ -311,11 +311,11 @@ def _encode(media: Media, profile: str, short_side: int, watch: Watch, limit: in
     """A video encoded anew: its first `limit` frames, or as many as are sound."""
     with open_video(_source(media), watch) as video:
         index = packets.read_index(video)
-    buffer, damage = io.BytesIO(), packets.Damage()
+    buffer, damage = io.BytesIO(), frames.Damage()
     with ExitStack() as stack:
         video = stack.enter_context(open_video(_source(media), watch))
-        frames = packets.every_frame(video, damage)
-        first = next(frames, None)
+        decoded = packets.every_frame(video, damage)
+        first = next(decoded, None)
         if first is None:
             raise UnreadableError('holds no decodable frame')
         given = (first.width, first.height, first.format.name)
@@ -325,7 +325,7 @@ def _encode(media: Media, profile: str, short_side: int, watch: Watch, limit: in
         kind = 'matroska' if profile == 'intra' else 'mp4'
         output = stack.enter_context(av.open(buffer, 'w', format=kind, container_options={'fflags': '+bitexact'}))
         stream = _open_output(output, profile, shape, first, clock, index.fps or 25)
-        for frame in itertools.chain([first], frames):
+        for frame in itertools.chain([first], decoded):
             if damage.frames > limit or buffer.tell() > MAX_BYTES:
                 break
             if (frame.width, frame.height, frame.format.name) != given:

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from video_files import X264, chosen, encode, picture, sequential
 
-from mvdjax.data import containers
+from mvdjax.data import containers, frames
 from mvdjax.data.decode import Blob, DecodeError, probe, read_frames, read_image
 
 
@@ -198,6 +198,35 @@ def test_images_are_rgb_and_upright(folder):
     assert (grey[..., 0] == grey[..., 2]).all()
     Image.fromarray(np.dstack([pixels, pixels[..., 0]])).save(folder / 'alpha.png')
     np.testing.assert_array_equal(read_image(folder / 'alpha.png'), pixels)
+
+
+def test_images_that_would_come_out_wrong_are_refused(folder):
+    Image.fromarray(np.arange(60000, dtype=np.uint16).reshape(200, 300)).save(folder / 'deep.png')
+    with pytest.raises(DecodeError, match='has grey values of more than 8 bits: convert it'):
+        read_image(folder / 'deep.png')
+    picture_in_postscript = b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n'
+    with pytest.raises(DecodeError, match='none of JPEG, PNG'):  # Pillow would start a program for it
+        read_image(Blob('photo.jpg', picture_in_postscript))
+
+
+def test_palette_images_with_transparency_are_read(folder):
+    image = Image.fromarray(picture(2, 40, 60)).quantize(16)
+    image.save(folder / 'palette.png', transparency=bytes(range(16)))
+    np.testing.assert_array_equal(read_image(folder / 'palette.png'), np.array(image.convert('RGB')))
+
+
+def test_more_memory_than_any_clip_needs_is_refused(mp4, monkeypatch):
+    monkeypatch.setattr(frames, 'MAX_BYTES', 5 * 64 * 96 * 3)
+    assert len(read_frames(mp4, chosen(range(5)))) == 5
+    with pytest.raises(DecodeError, match='is too large to give 6 frames of 96 x 64 at once'):
+        read_frames(mp4, chosen(range(6)))
+
+
+def test_what_is_no_file_is_not_opened(folder):
+    os.mkfifo(folder / 'pipe.mp4')  # opening it would wait for ever
+    for path in (folder / 'pipe.mp4', '/dev/zero'):
+        with pytest.raises(DecodeError, match='is not a regular file'):
+            read_frames(path, np.arange)
 
 
 def test_images_that_are_none_say_why(folder, mp4):

@@ -108,6 +108,90 @@ def test_joined_recordings_keep_their_order(folder):
     check(path, expected, 2 * FRAMES)
 
 
+def test_joined_recordings_whose_times_overlap(folder):
+    """No time occurs twice, but they start again: in the order of time the recordings would be mixed."""
+    first = made(folder, 'first.ts', 'libx264', GOP)
+    whole = made(folder, 'next.ts', 'libx264', {**GOP, 'g': '5'})
+
+    def later(_, packet):
+        packet.pts, packet.dts = packet.pts + 1500, packet.dts + 1500  # half a frame
+        return packet
+
+    second = remux(whole, folder / 'second.ts', later)
+    path = folder / 'mixed.ts'
+    path.write_bytes(first.read_bytes() + second.read_bytes())
+    expected = np.concatenate([sequential(first), sequential(whole)])
+    assert hashes(sequential(path)) == hashes(expected)
+    check(path, expected, 2 * FRAMES)
+
+
+def test_times_far_from_the_order_of_the_file(folder):
+    whole = made(folder, 'straight.mkv', 'mjpeg', {'frames': 80, 'height': 16, 'width': 16})
+
+    def mix(position, packet):
+        packet.dts = position
+        packet.pts = 2000 + 20 * (position % 40) + 10 * (position // 40)
+        return packet
+
+    path = remux(whole, folder / 'mixed.mkv', mix)
+    assert hashes(sequential(path)) == hashes(sequential(whole))
+    check(path, sequential(whole), 80)
+
+
+def test_packets_that_say_nothing_new_give_no_frame(folder):
+    whole = made(folder, 'talking.mkv', 'mpeg4', {'g': '20'})
+
+    def silence(position, packet):
+        if position not in (5, 11):
+            return packet
+        # A predicted picture, time increment in 5 bits, not coded.
+        bits = f'0101{position:05b}1001'.ljust(16, '1')
+        quiet = av.Packet(b'\0\0\1\xb6' + int(bits, 2).to_bytes(2, 'big'))
+        quiet.pts, quiet.dts, quiet.time_base = packet.pts, packet.dts, packet.time_base
+        return quiet
+
+    path = remux(whole, folder / 'silent.mkv', silence)
+    expected = sequential(path)
+    assert len(expected) == FRAMES - 2
+    check(path, expected, FRAMES - 2)
+
+
+def test_interlaced_video_is_counted(folder, monkeypatch):
+    """Its packets may hold a field each; x264 makes none that do, so only the precaution can be seen."""
+    path = made(folder, 'interlaced.mkv', 'libx264', {**GOP, 'x264-params': 'tff=1'})
+    counted = []
+    real = packets.decode_all
+    monkeypatch.setattr(packets, 'decode_all', lambda video, ids: counted.append(1) or real(video, ids))
+    read_frames(path, chosen([3]))
+    assert counted
+
+
+def test_damage_spoils_no_frames_but_those_that_refer_to_it(folder):
+    """Closed groups of five: the eighth packet is damaged, so that frames 5 to 9 cannot all be had."""
+    whole = made(
+        folder, 'whole.mkv', 'libx264', {'g': '5', 'preset': 'veryfast', 'bf': '0', 'x264-params': 'scenecut=0'}
+    )
+
+    def damage(position, packet):
+        if position != 7:
+            return packet
+        data = bytearray(bytes(packet))
+        data[len(data) // 2 :] = b'\xff' * (len(data) - len(data) // 2)
+        changed = av.Packet(bytes(data))
+        changed.pts, changed.dts, changed.time_base = packet.pts, packet.dts, packet.time_base
+        return changed
+
+    path = remux(whole, folder / 'damaged.mkv', damage)
+    expected = sequential(whole)
+    sound = [0, 4, 5, 6, 10, 14, 19]
+    assert hashes(read_frames(path, chosen(sound))) == hashes(expected[sound])
+    for spoilt in (7, 8, 9):
+        with pytest.raises(DecodeError, match='is damaged: 3 of its 20 frames, 1 of them wanted'):
+            read_frames(path, chosen([spoilt, 0]))
+    with pytest.raises(DecodeError, match='is damaged: 3 of its 20 frames, 3 of them wanted'):
+        read_frames(path, np.arange)
+
+
 def test_a_stream_that_does_not_say_how_far_frames_are_reordered(folder):
     path = made(
         folder, 'hinted.mp4', 'libx264', {'g': '20', 'preset': 'veryfast', 'bf': '3', 'profile': 'main', 'refs': '4'}
@@ -139,6 +223,9 @@ def test_a_stream_that_does_not_say_how_far_frames_are_reordered(folder):
     bare = folder / 'bare.mp4'
     bare.write_bytes(data[: start + 8] + stripped + data[start + 8 + size :])
     check(bare, sequential(path))
+    # MP4 shows the delay by its times; from elsewhere a decoder learns it only as frames come too late.
+    again = remux(bare, folder / 'bare.mkv', lambda _, packet: packet)
+    check(again, sequential(path))
 
 
 def test_pictures_that_only_higher_layers_refer_to_are_decoded(folder, no_counting):
