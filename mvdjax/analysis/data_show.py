@@ -36,7 +36,7 @@ def show(
       config: a locked config.
       title: of the sheet.
       output: folder to write to; made if it is not there.
-      name: 'train', or a name in config.evals.
+      name: 'train' (config.data), or a name in config.streams or config.evals.
       count: files to show, each with all its views.
       step: which training step, from 0; of an evaluation, which group of `count` files.
 
@@ -70,13 +70,13 @@ def _subtitle(config: ml_collections.ConfigDict, found: ShownSet, name: str, ste
     options = ', '.join(f'{key} {_value(value)}' for key, value in found.data.options.items())
     where = (
         f'step {step} with seed {found.seed}: {files} of the {found.batch} files of its batch'
-        if name == TRAIN
+        if found.seed is not None
         else f'files {step * files + 1} to {step * files + files} of {len(found.files.records)}'
     )
     lines = [f'{config.task_name}, {name}, {where}', f'recipe {found.data.recipe}: {options}']
     if 'erase' in found.rows[0].arrays:
         lines.append('Erased boxes are filled with fresh noise on the device; the noise here only stands for it.')
-    if name == TRAIN and config.task.get('mix', None) is not None:
+    if found.seed is not None and 'mix' in config.task and config.task.mix is not None:
         lines.append('The config mixes clips and labels (task.mix): that happens on the device and is not shown.')
     return lines
 
@@ -120,7 +120,7 @@ def _clip_band(number: int, row: Shown, found: ShownSet) -> Band:
             for i, view in enumerate(video)
         ]
     else:
-        strips = _strips(row, found.data)
+        strips = strips_of(row, found.data)
     frames = shown_frames(strips[0].frames.shape[0], _patch(row, found.data)[0])
     return Band([_words(number, row, found)], [f'frame {i + 1}' for i in frames], frames, strips)
 
@@ -130,7 +130,7 @@ def _image_bands(found: ShownSet) -> list[Band]:
     bands = []
     for start in range(0, len(found.rows), COLUMNS):
         rows = found.rows[start : start + COLUMNS]
-        columns = [_strips(row, found.data) for row in rows]
+        columns = [strips_of(row, found.data) for row in rows]
         strips = [
             Strip(group[0].name, np.concatenate([strip.frames for strip in group]))
             for group in zip(*columns, strict=True)
@@ -146,17 +146,18 @@ def _patch(row: Shown, data: Data) -> tuple[int, int, int]:
     return tuple(data.options['patch']) if 'mask' in row.arrays else (1, 1, 1)
 
 
-def _strips(row: Shown, data: Data) -> list[Strip]:
-    """What goes into the student, into the encoder and into the image teacher, as far as there is such a thing."""
+def strips_of(row: Shown, data: Data) -> list[Strip]:
+    """What goes into the model, its encoder, its image teacher and its tokenizer, as far as there is such a thing."""
     video = row.arrays['video']
     height, width = video.shape[1:3]
     strips = [Strip(f'input\n{height} x {width}', _erased(video, row.arrays.get('erase')))]
     if 'mask' in row.arrays:
         hidden = pixel_mask(row.arrays['mask'], video.shape, _patch(row, data))
         strips.append(Strip('encoder sees', np.where(hidden, np.uint8(GREY), video)))
-    if 'teacher_video' in row.arrays:
-        teacher = row.arrays['teacher_video']
-        strips.append(Strip(f'image teacher\n{teacher.shape[1]} x {teacher.shape[2]}', teacher))
+    for name, whose in (('teacher_video', 'image teacher'), ('token_video', 'tokenizer')):
+        if name in row.arrays:
+            view = row.arrays[name]
+            strips.append(Strip(f'{whose}\n{view.shape[1]} x {view.shape[2]}', view))
     return strips
 
 
@@ -200,7 +201,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `mvdjax data show`."""
     configs.add_config_argument(parser)
     parser.add_argument('--output', default='shown', metavar='DIR', help='folder to write to (default: ./%(default)s)')
-    parser.add_argument('--set', default=TRAIN, help='train, or a set of config.evals (default: %(default)s)')
+    parser.add_argument(
+        '--set', default=TRAIN, help='train, or a name in config.streams or config.evals (default: %(default)s)'
+    )
     parser.add_argument('--count', type=int, default=8, help='files to show, with all their views (default: 8)')
     parser.add_argument(
         '--step', type=int, default=0, help='training step, from 0; of an evaluation, the group of --count files'

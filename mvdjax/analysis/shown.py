@@ -11,11 +11,12 @@ import ml_collections
 import numpy as np
 
 from mvdjax import config as configs
+from mvdjax.data.order import named_seed
 from mvdjax.data.pipeline import BadFiles, Data, TrainSamples, empty_sample, eval_batches, train_batches
 from mvdjax.data.schema import SUBSTITUTED, Recipe, Record, Sample
 from mvdjax.data.sources import FileList
 from mvdjax.errors import UserError
-from mvdjax.evaluate import eval_set
+from mvdjax.evaluate import EvalSet, eval_set
 
 TRAIN = 'train'
 _RECORD = 'record'  # of a sample: the record it was made of
@@ -46,7 +47,7 @@ class ShownSet:
       files: its list.
       rows: in their order in the batch.
       batch: files in the whole batch.
-      seed: of the run; None of an evaluation, which draws the same every time.
+      seed: of the stream's order and draws; None of an evaluation, which draws the same every time.
     """
 
     data: Data
@@ -97,7 +98,7 @@ def read_rows(config: ml_collections.ConfigDict, name: str, count: int, step: in
 
     Args:
       config: a locked config.
-      name: 'train', or a name in config.evals.
+      name: 'train' (config.data), or a name in config.streams or config.evals.
       count: files to show, each with all its views; as many as a batch has, if it has fewer.
       step: which training step (from 0: the first); of an evaluation, which group of `count` files.
 
@@ -106,27 +107,39 @@ def read_rows(config: ml_collections.ConfigDict, name: str, count: int, step: in
     """
     if count < 1 or step < 0:
         raise UserError(f'--count must be at least 1 and --step at least 0, not {count} and {step}')
-    bad = BadFiles(None)
-    if name == TRAIN:
-        run: configs.Run = configs.build(configs.Run, configs.section(config, 'run'), 'run')
-        data = _naming(configs.build(Data, configs.section(config, 'data'), 'data'))
-        files = data.read()
-        batch = run.global_batch
-        count = min(count, batch)
-        local = next(rows for rows in range(count, batch + 1) if batch % rows == 0)
-        batches = train_batches(
-            data,
-            files,
-            seed=run.seed,
-            global_batch=batch,
-            start_step=step,
-            steps=step + 1,
-            bad=bad,
-            processes=batch // local,
-        )
-        rows = tuple(_rows(next(batches), data.make().views))
-        return ShownSet(data, files, rows[: count * data.make().views], batch, run.seed)
-    spec = eval_set(config, name)
+    run: configs.Run = configs.build(configs.Run, configs.section(config, 'run'), 'run')
+    beside = configs.side_streams(config)
+    if name in (TRAIN, *beside):
+        section = beside[name].data if name in beside else configs.section(config, 'data')
+        data = _naming(configs.build(Data, section, 'data'))
+        batch = beside[name].batch if name in beside else run.global_batch
+        stream = name if name in beside else run.stream
+        seed = named_seed(run.seed, stream) if beside else run.seed  # as `pipeline.train_streams`
+        return _train_rows(data, batch, seed, count, step)
+    return _eval_rows(eval_set(config, name), count, step)
+
+
+def _train_rows(data: Data, batch: int, seed: int, count: int, step: int) -> ShownSet:
+    """Rows of a training step."""
+    files = data.read()
+    count = min(count, batch)
+    local = next(rows for rows in range(count, batch + 1) if batch % rows == 0)
+    batches = train_batches(
+        data,
+        files,
+        seed=seed,
+        global_batch=batch,
+        start_step=step,
+        steps=step + 1,
+        bad=BadFiles(None),
+        processes=batch // local,
+    )
+    views = data.make().views
+    return ShownSet(data, files, tuple(_rows(next(batches), views))[: count * views], batch, seed)
+
+
+def _eval_rows(spec: EvalSet, count: int, step: int) -> ShownSet:
+    """Rows of an evaluation."""
     data = _naming(spec.make_data())
     files = data.read()
     if step * count >= len(files.records):
@@ -136,7 +149,7 @@ def read_rows(config: ml_collections.ConfigDict, name: str, count: int, step: in
         files,
         batch=count * (step + 1),
         empty=empty_sample(data, files),
-        bad=bad,
+        bad=BadFiles(None),
         process=step,
         processes=step + 1,
     )

@@ -4,7 +4,7 @@ Writes to the output folder
 
     check.json     everything that was found, see `SCHEMA`; `mvdjax data stats` shows it
     problems.txt   one line for every problem, as on the screen, but all of them
-    <list>         each list without what is wrong, to train with
+    <list>         each list without what is wrong, to train with; <list>_classes.txt where only it named the classes
     cache.jsonl    what is known of each file: a second run decodes only what is new or has changed
 """
 
@@ -42,6 +42,7 @@ SCHEMA = 1
         root, relative              the folder of relative paths, and whether there are any
         files, good                 listed, usable
         clean, kept                 path of the list without what is wrong, and how many files it lists
+        class_file                  of its class names; '' if there are none
         bad_lines                   {line, text, problem}: lines that mean nothing
         bad_files                   {line, path, problem}: files that cannot be used
         odd_files                   {line, path, note}: files that can, with something to know about them
@@ -124,6 +125,7 @@ def check(paths: Sequence[str], output: str, options: Options = Options(), progr
         values = _describe(checked, image, found, options)
         leaked = {leak['lines'][0] for leak in leaks if leak['lists'][0] == number}
         values['clean'] = os.fspath(clean)
+        values['class_file'] = options.class_file or _write_classes(checked, clean)
         values['kept'] = write_clean(checked, {*leaked, *(bad['line'] for bad in values['bad_files'])}, clean)
         described.append(values)
     result = {
@@ -191,6 +193,15 @@ def _clean_paths(paths: Sequence[str], folder: Path) -> Iterator[Path]:
         yield target
 
 
+def _write_classes(checked: CheckedList, clean: Path) -> str:
+    """Class names that only the list itself told: a class without a file in the clean one would renumber the others."""
+    if not checked.files.class_names:
+        return ''
+    path = clean.with_name(f'{clean.stem}_classes.txt')
+    path.write_text(''.join(f'{name}\n' for name in checked.files.class_names), encoding='utf-8')
+    return os.fspath(path)
+
+
 def _describe(checked: CheckedList, image: bool, found: dict[str, Facts], options: Options) -> dict[str, Any]:
     """An entry of `lists`, but for its clean copy."""
     records = checked.files.records
@@ -215,7 +226,7 @@ def _describe(checked: CheckedList, image: bool, found: dict[str, Facts], option
 
 def _entry(path: str, listed: list[list[int]], facts: Facts) -> dict[str, Any]:
     """An entry of `files`."""
-    return {'path': path, 'listed': listed, **dataclasses.asdict(facts), 'notes': list(facts.notes)}
+    return {'path': path, 'listed': listed, **vars(facts), 'notes': list(facts.notes)}
 
 
 def _write_json(result: dict[str, Any], path: Path) -> None:

@@ -162,7 +162,10 @@ def write_clean(checked: CheckedList, dropped: Collection[int], path: str | os.P
     out = {*dropped, *(bad.line for bad in checked.bad_lines)}
     records = [record for record in checked.files.records if record.line not in out]
     if checked.lines is None:
-        text = ''.join(f'{r.path} {r.label}\n' if r.label >= 0 else f'{r.path}\n' for r in records)
+        paths = [r.path if media.scheme(r.path) else os.path.abspath(r.path) for r in records]
+        text = ''.join(
+            f'{path} {r.label}\n' if r.label >= 0 else f'{path}\n' for path, r in zip(paths, records, strict=True)
+        )
     else:
         text = '\n'.join(line for number, line in enumerate(checked.lines, start=1) if number not in out)
     with open(path, 'w', encoding='utf-8', newline='') as file:

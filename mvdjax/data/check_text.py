@@ -95,8 +95,10 @@ def summary(result: Result, problem_file: str) -> Iterator[str]:
             yield from (f'  {line}' for line in _describe(one, total))
         yield f'  content {one["hashes"]["content"][:16]}, order {one["hashes"]["order"][:16]}'
         changed = one['kept'] < one['files'] or one['bad_lines']
-        relative = f', to be used with data.root={one["root"]}' if one['relative'] else ''
-        yield f'  {"clean list" if changed else "list"} of {one["kept"]} files: {one["clean"]}{relative}'
+        settings = [f'data.root={one["root"]}'] * one['relative']
+        settings += [f'data.class_file={one["class_file"]}'] * bool(one['class_file'])
+        use = f', to be used with {" ".join(settings)}' if settings else ''
+        yield f'  {"clean list" if changed else "list"} of {one["kept"]} files: {one["clean"]}{use}'
 
 
 def _describe(one: Mapping[str, Any], total: Mapping[str, Any]) -> Iterator[str]:

@@ -18,14 +18,13 @@ import av
 import numpy as np
 from PIL import Image
 
-from mvdjax.data import decode, media, packets
+from mvdjax.data import containers, decode, frames, media, packets
 from mvdjax.data.decode import Blob, DecodeError
-from mvdjax.data.packets import UnreadableError
+from mvdjax.data.watchdog import UnreadableError, Watch
 from mvdjax.data.watched import Alive
 
 VERSION = 1  # of what is gathered: raise it with every change of a fact's meaning
 _CHUNK = 1 << 20
-_MOST_DATA = 4  # packets may be this many times as large as their file, before something must be wrong
 _SECONDS_PER_BYTE = 1e-6  # what a large file may take longer for without a sign of life
 
 
@@ -157,7 +156,6 @@ def _image(facts: Facts, found: str | Blob) -> Facts:
 def _video(facts: Facts, found: str | Blob, full: bool, alive: Any) -> Facts:
     """A video's facts. Raises DecodeError."""
     alive()
-    name, source = (found.name, found.data) if isinstance(found, Blob) else (found, Path(found))
     info = decode.probe(found)
     facts = dataclasses.replace(
         facts,
@@ -167,105 +165,83 @@ def _video(facts: Facts, found: str | Blob, full: bool, alive: Any) -> Facts:
         fps=round(info.fps, 3),
         codec=info.codec,
         container=info.container,
-        full=full,
     )
+    name, source = (found.name, found.data) if isinstance(found, Blob) else (found, Path(found))
     try:
-        with packets.open_video(source, probing=True) as video:
-            seen = _Seen(video, facts.bytes, full, alive)
+        with containers.open_video(source, _Patience(name, alive)) as video:
+            seen = _Seen(video, full)
     except (av.FFmpegError, OSError, MemoryError, UnreadableError) as error:
-        raise DecodeError(name, f'cannot be decoded to its end: {error}') from error
-    notes = tuple(seen.notes(info.frames)) if full else ()
-    frames = seen.frames if full else info.frames
-    return dataclasses.replace(
-        facts,
-        frames=frames,
-        notes=notes,
-        seconds=round(frames / info.fps, 3) if info.fps else 0.0,
-        variable=seen.variable,
-        rotation=seen.rotation,
-        pixels=seen.pixels,
-        pictures=seen.digest.hexdigest() if full else '',
-    )
+        text = str(error) if isinstance(error, UnreadableError) else f'cannot be decoded to its end: {error}'
+        raise DecodeError(name, text) from error
+    facts = dataclasses.replace(facts, full=full, variable=seen.variable, rotation=seen.rotation, pixels=seen.pixels)
+    if full:
+        notes = tuple(seen.notes(info.frames))
+        facts = dataclasses.replace(facts, frames=seen.sound, notes=notes, pictures=seen.digest.hexdigest())
+    return dataclasses.replace(facts, seconds=round(facts.frames / info.fps, 3) if info.fps else 0.0)
+
+
+class _Patience(Watch):
+    """A watch without a limit on the whole: a long film may take its time, as long as it goes on."""
+
+    def __init__(self, name: str, alive: Any) -> None:
+        super().__init__(name)
+        self._alive = alive
+
+    def check(self) -> None:
+        """A sign of life."""
+        self._alive()
 
 
 class _Seen:
     """What a decode of a video from its first packet shows; of the first frame only, if not `full`."""
 
-    def __init__(self, video: packets.Video, size: int, full: bool, alive: Any) -> None:
-        """`size` is the file's, in bytes.
+    def __init__(self, video: containers.Video, full: bool) -> None:
+        """Decodes.
 
-        Raises UnreadableError where the frames change their size, av.FFmpegError where FFmpeg gives up.
+        Raises:
+          UnreadableError: frames of different sizes, or damaged ones before sound ones: a clip that needs such a frame
+            is refused in training.
+          av.FFmpegError: FFmpeg gives up.
         """
-        self.frames = self.corrupt = self.refused = self.hidden = self.rotation = 0
-        self.pixels = ''
+        self.rotation, self.pixels, self.variable, self.sound = 0, '', False, 0
         self.digest = hashlib.sha256()
-        self.cut = False  # the container ends in damage
-        self.claimed = video.stream.frames
+        self.damage = frames.Damage()
         self._size = (0, 0)
-        self._budget = _MOST_DATA * size + _CHUNK
         times: list[int | None] = []
-        for frame in self._decode(video, alive):
-            self._see(frame)
+        for frame in packets.every_frame(video, self.damage):
+            self._see(frame, first=not times)
             times.append(frame.pts)
             if not full:
-                break
-        self.variable = _is_variable(times)
-
-    def _decode(self, video: packets.Video, alive: Any) -> Iterator[av.VideoFrame]:
-        context = video.stream.codec_context
-        demuxed = video.container.demux(video.stream)
-        while True:
-            alive()
-            try:
-                packet = next(demuxed, None)
-            except av.InvalidDataError:
-                self.cut, packet = True, None
-            if packet is not None and not packet.size:
-                continue  # PyAV's sign that the file has ended
-            if packet is not None:
-                self.hidden += packet.is_discard
-                self._budget -= packet.size
-                if self._budget < 0:
-                    raise UnreadableError('lists more data than it holds')
-            try:
-                frames = context.decode(packet)
-            except av.InvalidDataError:
-                self.refused += 1
-                frames = []
-            for frame in frames:
-                assert isinstance(frame, av.VideoFrame)
-                yield frame
-            if packet is None:
                 return
+        self.variable = _is_variable(times)
+        self.sound = self.damage.sound()
+        hurt = sum(frame < self.sound for frame in self.damage.hurt)
+        if hurt:
+            raise UnreadableError(f'is damaged: {hurt} of its {self.damage.frames} frames cannot be shown as they were')
 
-    def _see(self, frame: av.VideoFrame) -> None:
+    def _see(self, frame: av.VideoFrame, first: bool) -> None:
         """Takes in a frame."""
-        packets.check_size(frame.width, frame.height)
-        if not self.frames:
+        containers.check_size(frame.width, frame.height)
+        if first:
             self._size = (frame.width, frame.height)
             self.rotation = round(frame.rotation / 90) % 4 * 90
             self.pixels = frame.format.name
             self.digest.update(f'{frame.width}x{frame.height} {self.rotation}'.encode())
         if (frame.width, frame.height) != self._size:
             raise UnreadableError(
-                f'its frames change from {self._size[0]} x {self._size[1]} to {frame.width} x {frame.height} pixels'
+                f'changes its frame size on the way, from {self._size[0]} x {self._size[1]} to '
+                f'{frame.width} x {frame.height}'
             )
-        self.frames += 1
-        self.corrupt += frame.is_corrupt
         self.digest.update(_luma(frame))
 
     def notes(self, promised: int) -> Iterator[str]:
         """What is odd, continuing a sentence that starts with the path."""
-        if self.cut:
-            yield 'is damaged: its container breaks off'
-        if self.refused:
-            yield f'is damaged: {self.refused} of its packets cannot be decoded'
-        if self.corrupt:
-            yield f'is damaged: {self.corrupt} of its {self.frames} frames have visible errors'
-        claimed = max(promised, self.claimed - self.hidden)
-        if claimed > self.frames:
-            yield f'promises {claimed} frames, of which {self.frames} decode'
-        if self.frames == 1:
+        sound = self.sound
+        if sound < self.damage.frames:
+            yield f'is damaged at its end: {sound} of its {self.damage.frames} frames are left'
+        elif sound < promised:
+            yield f'promises {promised} frames, of which {sound} decode'
+        if sound == 1:
             yield 'has a single frame'
 
 

@@ -43,12 +43,12 @@ class Progress:
             left = (self._total - self._done) / rate
             tail = f', {note}' if note else ''
             print(
-                f'{self._what} {self._done} of {self._total} files{tail}; {rate:.0f} a second, {_span(left)} left',
+                f'{self._what} {self._done} of {self._total} files{tail}; {rate:.0f} a second, {span(left)} left',
                 flush=True,
             )
 
 
-def _span(seconds: float) -> str:
+def span(seconds: float) -> str:
     """'40 s', '12 min' or '3.4 h'."""
     if seconds < 90:
         return f'{seconds:.0f} s'

@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import connection
 from typing import Any
 
+from mvdjax.errors import UserError
+
 Alive = Callable[[float], None]  # a sign of life; the argument is how many seconds may pass until the next
 
 
@@ -111,7 +113,7 @@ def run_jobs(
       (number of the job, result or Failure), in the order in which they end.
 
     Raises:
-      RuntimeError: workers cannot even start.
+      UserError: workers cannot even start.
     """
     suspects: list[int] = []
     for number, answer in _run(function, jobs, workers or len(os.sched_getaffinity(0))):
@@ -143,7 +145,10 @@ def _run(
                     worker.stop()
                     del pool[pipe]
                     if not worker.ready:
-                        raise RuntimeError(f'a worker process cannot start: {answer.reason}') from None
+                        raise UserError(
+                            f'a worker process ended with exit code {worker.process.exitcode} before it could start: '
+                            'if memory is short, lower --workers'
+                        ) from None
                     worker = _Worker(function)
                     pool[worker.pipe] = worker
                 else:

@@ -11,11 +11,12 @@ import pytest
 from mvdjax import config as configs
 from mvdjax import main
 from mvdjax.analysis.contact_sheet import Band, Strip, pages_of
-from mvdjax.analysis.data_show import _erased, pixel_mask, show
+from mvdjax.analysis.data_show import _erased, pixel_mask, show, strips_of
 from mvdjax.analysis.pictures import GREY
 from mvdjax.analysis.shown import read_rows
-from mvdjax.data.pipeline import BadFiles, Data, empty_sample, eval_batches, train_batches
+from mvdjax.data.pipeline import BadFiles, Data, empty_sample, eval_batches, train_batches, train_streams
 from mvdjax.errors import UserError
+from mvdjax.feed import read_streams
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 AUGMENTED = ['data.options.erasing=1.0', 'data.options.rand_augment=rand-m7-n4-mstd0.5-inc1']
@@ -61,6 +62,23 @@ def test_what_is_shown_is_what_a_run_reads(demo_data, spec, overrides, views, ke
         assert row.record.label == int(label)
         if 'label' in keys:
             assert row.arrays['label'] == int(label)
+
+
+def test_what_is_shown_of_streams_side_by_side(demo_data):
+    config = load(demo_data, 'videomae/demo_nano.py', 'data.options.views=1').unlock()
+    options = {'size': 32, 'patch': (1, 8, 8), 'masked': 6, 'smallest_block': 2, 'short_sides': (36, 40)}
+    options['token_size'] = 16
+    images = {'files': f'{demo_data}/images.txt', 'recipe': 'bevt_images', 'options': options}
+    config.streams = {'image': {'data': images, 'batch': 6}}
+    run = configs.build(configs.Run, configs.section(config, 'run'), 'run')
+    streams = read_streams(config, run)
+    both = next(train_streams(streams, seed=run.seed, start_step=1, steps=2, bad=BadFiles(None)))
+    for name, stream in (('train', run.stream), ('image', 'image')):
+        found = read_rows(config, name, 2, 1)
+        rows = found.rows
+        np.testing.assert_array_equal(np.stack([r.arrays['video'] for r in rows]), both[stream]['video'][:2])
+    names = [strip.name.split('\n') for strip in strips_of(rows[0], found.data)]
+    assert names == [['input', '32 x 32'], ['encoder sees'], ['tokenizer', '16 x 16']]
 
 
 def test_what_is_shown_of_an_evaluation_is_what_it_scores(demo_data):

@@ -53,7 +53,7 @@ def save_random(workdir: Path, spec: str, overrides: list[str]) -> Path:
     with Checkpoints(str(workdir), 1) as saved:
         saved.save(
             TrainState(jnp.int32(2), jnp.int32(0), params, {}, None),
-            {**meta_data(config, task, settings.read(), batch, None), 'step': 2},
+            {**meta_data(config, task, settings.read(), batch['video'], None), 'step': 2},
         )
     with MetricWriter(str(workdir), 0) as writer:
         writer.write(2, 'train', {'epoch': 2.0, 'loss': 1.0, 'learning_rate': 1e-3})

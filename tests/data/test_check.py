@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 
+import av
 import numpy as np
 import pytest
 from video_files import X264, encode, remux
@@ -213,13 +214,26 @@ def test_quick_reads_the_index_and_the_first_frame(corpus):
     assert (quick.full, quick.pictures, quick.sha256) == (False, '', full.sha256)
 
 
-def test_damage_is_told_of_files_that_can_be_used(corpus, tmp_path):
-    data = bytearray((corpus / 'val.mp4').read_bytes())
-    start = data.index(b'mdat') + 1200
-    data[start : start + 400] = bytes(400)
-    (tmp_path / 'damaged.mp4').write_bytes(data)
-    seen = examine(Job(str(tmp_path / 'damaged.mp4'), False, True, 60.0), lambda seconds: None)
-    assert seen.problem or any('damaged' in note or 'promises' in note for note in seen.notes)
+def test_damage_inside_makes_a_file_bad_and_at_its_end_shorter(tmp_path):
+    path = encode(tmp_path / 'whole.mp4', 'libx264', 24, height=64, width=96, preset='veryfast', bf='0', g='6')
+    with av.open(str(path)) as container:
+        places = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+    whole = path.read_bytes()
+
+    def damaged(name, packets):
+        data = bytearray(whole)
+        for start, size in (places[packet] for packet in packets):
+            data[start + 5 : start + size] = bytes(size - 5)
+        (tmp_path / name).write_bytes(data)
+        return examine(Job(str(tmp_path / name), False, True, 60.0), lambda seconds: None)
+
+    inside = damaged('inside.mp4', [8, 9])  # frames 8 to 11 of 24: the next keyframe is 12
+    assert 'is damaged' in inside.problem
+    end = damaged('end.mp4', [20, 21, 22, 23])
+    assert end.problem == ''
+    assert end.frames == 20
+    assert len(end.notes) == 1
+    assert '20' in end.notes[0]
 
 
 def test_a_hanging_decoder_costs_one_file_and_is_not_remembered(corpus, tmp_path):
@@ -291,3 +305,31 @@ def test_wrong_lines_of_a_long_list_with_a_heading(tmp_path):
     clean = (tmp_path / 'clean.csv').read_bytes().decode()
     assert clean == '\r\n'.join(line for i, line in enumerate(lines) if i not in (1, 2, 7, 700, 1499))
     assert len(read_list(str(tmp_path / 'clean.csv'), num_classes=3).records) == 1495
+
+
+def test_classes_that_only_the_list_names_keep_their_numbers(corpus, tmp_path, capsys):
+    (tmp_path / 'named.jsonl').write_text(
+        '{"path": "none.mp4", "label": "a"}\n{"path": "val.mp4", "label": "b"}\nno json\n'
+    )
+    argv = ['data', 'check', f'{tmp_path}/named.jsonl', f'--root={corpus}', '--workers=1', f'--output={tmp_path}/out']
+    assert main.main(argv) == 1
+    assert (
+        f'to be used with data.root={corpus} data.class_file={tmp_path}/out/named_classes.txt'
+        in capsys.readouterr().out
+    )
+    clean = read_list(f'{tmp_path}/out/named.jsonl', str(corpus), 2, f'{tmp_path}/out/named_classes.txt')
+    assert [(record.path, record.label) for record in clean.records] == [(f'{corpus}/val.mp4', 1)]
+
+
+def test_a_folder_of_classes(corpus, tmp_path, monkeypatch):
+    for name in ('run/a b.mp4', 'sit/c.mp4'):
+        (tmp_path / 'mine' / name).parent.mkdir(parents=True)
+        shutil.copy(corpus / 'val.mp4', tmp_path / 'mine' / name)
+    monkeypatch.chdir(tmp_path)
+    (one,) = check(['mine'], 'out', Options(workers=1), progress=False)['lists']
+    assert (one['good'], one['kept']) == (2, 2)
+    clean = read_list(one['clean'], class_file=one['class_file'])
+    assert [(r.path, clean.class_names[r.label]) for r in clean.records] == [
+        (f'{tmp_path}/mine/run/a b.mp4', 'run'),
+        (f'{tmp_path}/mine/sit/c.mp4', 'sit'),
+    ]
