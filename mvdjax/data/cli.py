@@ -1,7 +1,8 @@
 """`mvdjax data ...`: the data tools. Each lives in the module it runs."""
 
 import argparse
-import importlib
+
+from mvdjax.subcommands import add_tools, run_tool
 
 # Tool -> (module with add_arguments(parser) and run(args), one line of help, an example).
 TOOLS = {
@@ -15,22 +16,9 @@ TOOLS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the tools as sub-commands."""
-    parser.epilog = '\n  '.join(['example:', *(example for _, _, example in TOOLS.values())])
-    tools = parser.add_subparsers(dest='tool', metavar='TOOL', required=True)
-    for name, (module, text, example) in TOOLS.items():
-        tool = tools.add_parser(
-            name,
-            help=text,
-            description=text[0].upper() + text[1:] + '.',
-            epilog=f'example:\n  {example}',
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        importlib.import_module(module).add_arguments(tool)
-        tool.add_argument(
-            '--debug', action='store_true', default=argparse.SUPPRESS, help='show the traceback of an error'
-        )
+    add_tools(parser, TOOLS)
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the chosen tool."""
-    return importlib.import_module(TOOLS[args.tool][0]).run(args)
+    return run_tool(args, TOOLS)
