@@ -8,6 +8,7 @@ is amiss, the video is decoded and counted from its start. Files are opened, rea
 
 from __future__ import annotations
 
+import io
 import struct
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -27,6 +28,22 @@ _BAD_IMAGE = (
     *(OSError, ValueError, SyntaxError, EOFError, TypeError, LookupError, ArithmeticError, MemoryError, struct.error),
     Image.DecompressionBombError,
 )
+
+
+@dataclass(frozen=True)
+class Blob:
+    """An encoded file that is in memory: out of a pack, or from an object store.
+
+    Attributes:
+        name: what messages call it, such as the path it was fetched from.
+        data: all of its bytes.
+    """
+
+    name: str
+    data: bytes
+
+
+Media = str | Path | Blob
 
 
 class DecodeError(Exception):
@@ -74,13 +91,21 @@ def _reason(error: Exception) -> str:
     return f'cannot be decoded: {text}'
 
 
-def _local_file(path: str | Path) -> Path:
-    """The path, if it is a file with something in it.
+def _name(media: Media) -> str | Path:
+    return media.name if isinstance(media, Blob) else media
+
+
+def _source(media: Media) -> Path | bytes:
+    """The path, if it is a file with something in it, or a blob's bytes.
 
     Raises:
-        DecodeError: it is not.
+        DecodeError: there is nothing to read.
     """
-    file = Path(path)
+    if isinstance(media, Blob):
+        if not media.data:
+            raise DecodeError(media.name, 'is empty')
+        return media.data
+    path, file = media, Path(media)
     try:
         if file.is_dir():
             raise DecodeError(path, 'is a directory')
@@ -114,11 +139,11 @@ def _check_range(ids: np.ndarray, frames: int) -> None:
         raise ValueError(f'pick returned frames {ids.min()} to {ids.max()} of a video of {frames}')
 
 
-def read_frames(path: str | Path, pick: Callable[[int], np.ndarray]) -> np.ndarray:
+def read_frames(media: Media, pick: Callable[[int], np.ndarray]) -> np.ndarray:
     """Decodes the frames that `pick` chooses.
 
     Args:
-        path: a local video file.
+        media: a local video file, or one in memory.
         pick: gets the number of decodable frames (at least 1) and returns integer indices into them, in any order,
             repeats allowed. It is called again if decoding shows another number than the packets promised.
 
@@ -130,13 +155,13 @@ def read_frames(path: str | Path, pick: Callable[[int], np.ndarray]) -> np.ndarr
         DecodeError: the file is not a readable video. A damaged one counts as the frames that can be had from it.
         ValueError: an index out of range, or indices that are no integer vector.
     """
-    file = _local_file(path)
+    source = _source(media)
     picker = _Picker(pick)
     expected = 0
     with ExitStack() as stack:
         index = None
         try:
-            video = stack.enter_context(packets.open_video(file, probing=False))
+            video = stack.enter_context(packets.open_video(source, probing=False))
             index = packets.read_index(video)
             expected = index.frames
         except _BAD_VIDEO:
@@ -148,28 +173,28 @@ def read_frames(path: str | Path, pick: Callable[[int], np.ndarray]) -> np.ndarr
                 return packets.decode_ranges(video, index, ids)
             except _BAD_VIDEO:
                 pass
-    return _read_counted(path, file, picker, expected)
+    return _read_counted(_name(media), source, picker, expected)
 
 
-def _read_counted(path: str | Path, file: Path, picker: _Picker, expected: int) -> np.ndarray:
+def _read_counted(name: str | Path, source: Path | bytes, picker: _Picker, expected: int) -> np.ndarray:
     """Decodes from the first packet, counting; again if the count is not what was expected (0: not known)."""
     while True:
         # Until the count is confirmed, an index out of range is the guess's fault and not the caller's.
         ids = picker(expected) if expected else np.zeros(0, np.int64)
         try:
-            with packets.open_video(file, probing=True) as video:
+            with packets.open_video(source, probing=True) as video:
                 frames, count = packets.decode_all(video, ids)
         except _BAD_VIDEO as error:
-            raise DecodeError(path, _reason(error)) from error
+            raise DecodeError(name, _reason(error)) from error
         if count == 0:
-            raise DecodeError(path, 'holds no decodable frame')
+            raise DecodeError(name, 'holds no decodable frame')
         if count == expected:
             _check_range(ids, count)
             return frames
         expected = count
 
 
-def probe(path: str | Path) -> VideoInfo:
+def probe(media: Media) -> VideoInfo:
     """Reads a video's index and its first frame.
 
     Raises:
@@ -181,18 +206,18 @@ def probe(path: str | Path) -> VideoInfo:
         counts.append(frames)
         return np.zeros(1, np.int64)
 
-    height, width = read_frames(path, first).shape[1:3]
+    height, width = read_frames(media, first).shape[1:3]
     try:
-        with packets.open_video(Path(path), probing=True) as video:
+        with packets.open_video(_source(media), probing=True) as video:
             codec, container = video.stream.codec_context.name, video.container.format.name
             index = packets.read_index(video)
             fps = index.fps if index.exact else float(video.stream.average_rate or 0)
     except _BAD_VIDEO as error:
-        raise DecodeError(path, _reason(error)) from error
+        raise DecodeError(_name(media), _reason(error)) from error
     return VideoInfo(counts[-1], width, height, fps, codec, container)
 
 
-def read_image(path: str | Path) -> np.ndarray:
+def read_image(media: Media) -> np.ndarray:
     """Decodes an image with PIL, turned upright by its EXIF tag.
 
     Returns:
@@ -201,12 +226,12 @@ def read_image(path: str | Path) -> np.ndarray:
     Raises:
         DecodeError: the file is not a readable image, or is over 16384 pixels a side or 100 megapixels.
     """
-    file = _local_file(path)
+    source = _source(media)
     try:
-        with Image.open(file) as image:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
             packets.check_size(*image.size)
             return np.array(ImageOps.exif_transpose(image).convert('RGB'))
     except UnreadableError as error:
-        raise DecodeError(path, str(error)) from error
+        raise DecodeError(_name(media), str(error)) from error
     except _BAD_IMAGE as error:
-        raise DecodeError(path, f'is not a readable image: {error}') from error
+        raise DecodeError(_name(media), f'is not a readable image: {error}') from error

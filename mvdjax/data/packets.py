@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,9 +35,9 @@ class UnreadableError(Exception):
 
 @dataclass(frozen=True)
 class Video:
-    """An open file and its video stream."""
+    """An open file, or encoded bytes, and its video stream."""
 
-    file: Path
+    source: Path | bytes
     container: av.container.InputContainer
     stream: av.VideoStream
 
@@ -76,11 +77,11 @@ def check_size(width: int, height: int) -> None:
 
 
 @contextmanager
-def open_video(file: Path, probing: bool) -> Iterator[Video]:
+def open_video(source: Path | bytes, probing: bool) -> Iterator[Video]:
     """Opens a local file for one single-threaded decode of its first real video stream.
 
     Args:
-        file: the file.
+        source: the file, or what stands in it.
         probing: whether FFmpeg may decode the first frames to learn what the header does not say. Going without saves
             as much time as decoding them takes, and is enough to index the packets.
 
@@ -88,11 +89,17 @@ def open_video(file: Path, probing: bool) -> Iterator[Video]:
         UnreadableError: not a video, or of an absurd size.
         av.FFmpegError: FFmpeg cannot open it.
     """
-    # The prefix keeps a colon in a path from naming a protocol. A packet cut off by the file's end is dropped.
-    options = {'protocol_whitelist': 'file', 'fflags': '+discardcorrupt'}
+    # A packet cut off by the file's end is dropped.
+    options = {'fflags': '+discardcorrupt'}
     if not probing:
         options['codec_whitelist'] = 'none'  # for the probing only: PyAV decodes with contexts of its own
-    with av.open(f'file:{file}', container_options=options, metadata_errors='replace') as container:
+    if isinstance(source, bytes):
+        media: str | io.BytesIO = io.BytesIO(source)  # shares the bytes
+        options['protocol_whitelist'] = 'none'  # bytes may name no file at all
+    else:
+        media = f'file:{source}'  # the prefix keeps a colon in a path from naming a protocol
+        options['protocol_whitelist'] = 'file'
+    with av.open(media, container_options=options, metadata_errors='replace') as container:
         kind = container.format.name
         if kind == 'tty':
             raise UnreadableError('is a text file, not a video')
@@ -117,7 +124,7 @@ def open_video(file: Path, probing: bool) -> Iterator[Video]:
         for other in container.streams:
             if other.index != stream.index:
                 other.discard = Discard.all
-        yield Video(file, container, stream)
+        yield Video(source, container, stream)
 
 
 def _packets(video: Video) -> Iterator[av.Packet]:
@@ -234,7 +241,7 @@ def decode_ranges(video: Video, index: Index, ids: np.ndarray) -> np.ndarray:
         UnreadableError, av.FFmpegError: a wanted frame did not come, so the index or the file is wrong.
     """
     if index.packets is None:
-        with open_video(video.file, probing=False) as again:
+        with open_video(video.source, probing=False) as again:
             return _decode_ranges(again, _packets(again), index, ids)
     return _decode_ranges(video, index.packets, index, ids)
 
