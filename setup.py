@@ -20,6 +20,7 @@ REQUIRES = [
     'numpy>=2.1,<3',
     'av>=15,<20',
     'etils[epath]>=1.9,<2',
+    'fsspec>=2024.2',
     'tensorboardX>=2.6.4,<3',
     'tqdm>=4.66,<5',
     'pillow>=10,<13',

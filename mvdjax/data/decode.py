@@ -64,6 +64,19 @@ class DecodeError(Exception):
 
 
 @dataclass(frozen=True)
+class Blob:
+    """An encoded file in memory.
+
+    Attributes:
+        name: where it came from, for messages.
+        data: its bytes.
+    """
+
+    name: str
+    data: bytes
+
+
+@dataclass(frozen=True)
 class VideoInfo:
     """What `probe` found out by reading the file.
 

@@ -5,7 +5,7 @@ import functools
 
 import numpy as np
 
-from mvdjax.data import ops, sampling
+from mvdjax.data import media, ops, sampling
 from mvdjax.data.decode import read_frames
 from mvdjax.data.limits import check_counts, check_scale, check_shares
 from mvdjax.data.rand_augment import RandAugment
@@ -77,5 +77,5 @@ class Recipe:
 
     def __call__(self, record: Record, rng: np.random.Generator) -> Sample:
         """A sample with `video`, `label`, maybe `erase`, each with a leading axis of `views` if there are several."""
-        frames = read_frames(record.path, functools.partial(self._indices, rng=rng))
+        frames = read_frames(media.fetch(record.path), functools.partial(self._indices, rng=rng))
         return stack_views([self._view(frames, record.label, rng) for _ in range(self.views)])

@@ -1,0 +1,126 @@
+"""Where the bytes of a file are: the local disk, an object store, or a packed data set.
+
+A local path stays a path and is opened by whoever reads it. `scheme://...` is fetched whole into memory through fsspec,
+which needs a driver per scheme: gcsfs for gs://, s3fs for s3://. `file://...` is a local path again.
+"""
+
+import os
+import re
+
+import fsspec
+
+from mvdjax.data.decode import Blob, DecodeError
+from mvdjax.errors import UserError
+
+MAX_BYTES = 2**31  # of one fetched file: it is held in memory, once per decoding thread
+PACKED = 'pack'  # the scheme of `data.packed`
+_URL = re.compile(r'([A-Za-z][A-Za-z0-9+.-]+)://')  # two letters at least: C:// is a drive
+_DRIVERS = {
+    'gs': 'gcsfs',
+    'gcs': 'gcsfs',
+    's3': 's3fs',
+    'az': 'adlfs',
+    'abfs': 'adlfs',
+    'http': 'aiohttp',
+    'https': 'aiohttp',
+}
+
+
+def scheme(path: str) -> str:
+    """'gs' of 'gs://bucket/file'; '' of a local path."""
+    found = _URL.match(path)
+    return found[1].lower() if found else ''
+
+
+def join(folder: str, path: str) -> str:
+    """`path`, taken from `folder` where it is relative. Both may be local or in an object store."""
+    if scheme(path) or path.startswith('/'):
+        return path
+    if scheme(folder):
+        return folder.rstrip('/') + '/' + path.removeprefix('./')
+    return os.path.join(folder, path)
+
+
+def folder_of(path: str) -> str:
+    """The folder that a file lies in, absolute if it is local."""
+    return path.rpartition('/')[0] if scheme(path) else os.path.dirname(os.path.abspath(path))
+
+
+def fetch(path: str) -> str | Blob:
+    """What `decode` reads: a local path as it is, anything else as bytes.
+
+    Args:
+      path: a local path, `pack://FOLDER/SPLIT#INDEX` (see `data.packed`), or a URL that fsspec knows.
+
+    Raises:
+      DecodeError: it cannot be fetched, is empty or is over 2 GiB.
+    """
+    kind = scheme(path)
+    if not kind:
+        return path
+    if kind == 'file':
+        return path[len('file://') :]
+    if kind == PACKED:
+        from mvdjax.data import packed
+
+        return packed.read_blob(path)
+    try:
+        system, name = fsspec.core.url_to_fs(path)
+        info = system.info(name)  # one question for the two ways in which a file may be none to fetch
+        if info.get('type') == 'directory':
+            raise DecodeError(path, 'is a directory')
+        if (size := info.get('size') or 0) > MAX_BYTES:
+            raise DecodeError(
+                path, f'is {size / 2**30:.1f} GiB, too large to fetch into memory; copy it to a local disk'
+            )
+        data = system.cat_file(name)
+    except DecodeError:
+        raise
+    except Exception as error:  # each driver raises errors of its own
+        raise DecodeError(path, f'cannot be fetched: {_reason(kind, error)}') from error
+    if not data:
+        raise DecodeError(path, 'is empty')
+    return Blob(path, data)
+
+
+def _reason(kind: str, error: Exception) -> str:
+    """One line that says what went wrong, and which package would help where none is installed."""
+    if isinstance(error, FileNotFoundError):
+        return 'no such file'
+    if isinstance(error, ImportError | ValueError) and kind not in fsspec.available_protocols():
+        return f'there is no file system for {kind}://'
+    if isinstance(error, ImportError):
+        return f'{kind}:// needs the package {_DRIVERS.get(kind, "that fsspec names for it")}; pip install it'
+    return ' '.join((str(error) or type(error).__name__).split())
+
+
+def read_bytes(path: str, what: str) -> bytes:
+    """A whole small file, such as a list.
+
+    Args:
+      path: local or in an object store.
+      what: it is, for messages.
+
+    Raises:
+      UserError: it does not exist or cannot be read.
+    """
+    try:
+        found = fetch(path)
+        if isinstance(found, Blob):
+            return found.data
+        with open(found, 'rb') as file:
+            return file.read()
+    except FileNotFoundError:
+        raise UserError(f'{what} {path} does not exist; check the path in the config') from None
+    except DecodeError as error:
+        raise UserError(f'{what} {path} {error.reason}; check the path in the config') from error
+    except OSError as error:
+        raise UserError(f'{what} {path} cannot be read as UTF-8 text ({error})') from error
+
+
+def read_text(path: str, what: str) -> str:
+    """A whole small text file in UTF-8, with or without a byte-order mark; as `read_bytes`."""
+    try:
+        return read_bytes(path, what).decode('utf-8-sig')  # -sig: Windows editors mark their files
+    except UnicodeDecodeError as error:
+        raise UserError(f'{what} {path} cannot be read as UTF-8 text ({error}); save it as UTF-8') from error
