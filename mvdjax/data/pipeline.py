@@ -24,7 +24,7 @@ import numpy as np
 from absl import flags
 
 from mvdjax import keywords
-from mvdjax.data import recipes
+from mvdjax.data import recipes, worker_settings
 from mvdjax.data.decode import DecodeError
 from mvdjax.data.schema import SUBSTITUTED, Recipe, Record, Sample
 from mvdjax.data.sources import FileList, read_list
@@ -210,6 +210,7 @@ def start_worker(index: int, count: int) -> None:
     """Runs first in every worker: no JAX backend may start there, and no orphan may outlive the main process."""
     del index, count
     os.environ['JAX_PLATFORMS'] = 'cpu'
+    worker_settings.tune()
     parent = multiprocessing.parent_process()
     assert parent is not None
     pid = parent.pid  # asked of multiprocessing: a parent that is dead by now shows too
