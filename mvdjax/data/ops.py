@@ -119,6 +119,30 @@ def crop_resize_antialias(frames: np.ndarray, box: Box, size: Size, kernel: str 
     return out
 
 
+RESIZES = ('exact', 'fast')
+# Without antialiasing a larger reduction would skip whole rows and columns.
+_LINEAR_REDUCTION = 1.5
+
+
+def crop_resize_fast(frames: np.ndarray, box: Box, size: Size) -> np.ndarray:
+    """`crop_resize_antialias` (bilinear) with OpenCV: several times faster, and nearly the same pixels.
+
+    Enlarging gives the same up to one level of 255. Up to 1.5 times smaller it interpolates between the nearest pixels
+    only, where PIL also averages: by 0.5 levels in the mean and some 20 at the sharpest edges for 256 to 224 pixels,
+    0.8 and 40 for 256 to 196. Beyond that it averages areas: 0.4 and 10 levels for 720 to 224.
+
+    Returns:
+        uint8 (t, height, width, 3).
+    """
+    top, left, h, w = box
+    if min(top, left) < 0 or top + h > frames.shape[1] or left + w > frames.shape[2]:
+        return crop_resize_antialias(frames, box, size)  # black beyond the edges
+    height, width = height_width(size)
+    least, most = sorted((h / height, w / width))
+    how = cv2.INTER_AREA if least >= 1 and most > _LINEAR_REDUCTION else cv2.INTER_LINEAR
+    return _resize(frames[:, top : top + h, left : left + w], (height, width), how)
+
+
 def random_resized_crop_box(
     rng: np.random.Generator,
     height: int,
@@ -162,12 +186,12 @@ def crop_ratio(size: Size, ratio: tuple[float, float] = (0.75, 1.3333)) -> tuple
     return ratio[0] * (width / height), ratio[1] * (width / height)
 
 
-def _resize_bilinear(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """OpenCV's INTER_LINEAR on (t, h, w, 3), views too; uint8 or float32. Uses as many threads as OpenCV is set to."""
+def _resize(frames: np.ndarray, size: tuple[int, int], how: int = cv2.INTER_LINEAR) -> np.ndarray:
+    """OpenCV's resize on (t, h, w, 3), views too; uint8 or float32. Uses as many threads as OpenCV is set to."""
     height, width = size
     out = np.empty((len(frames), height, width, 3), frames.dtype)
     for frame, result in zip(frames, out, strict=True):
-        cv2.resize(frame, (width, height), dst=result, interpolation=cv2.INTER_LINEAR)
+        cv2.resize(frame, (width, height), dst=result, interpolation=how)
     return out
 
 
@@ -192,7 +216,7 @@ def crop_resize_bilinear(frames: np.ndarray, box: Box, size: Size) -> np.ndarray
     top, left, h, w = box
     if min(top, left) < 0 or min(h, w) < 1 or top + h > frames.shape[1] or left + w > frames.shape[2]:
         raise ValueError(f'box {box} does not lie inside a {frames.shape[1]} x {frames.shape[2]} image')
-    return _resize_bilinear(frames[:, top : top + h, left : left + w], height_width(size))
+    return _resize(frames[:, top : top + h, left : left + w], height_width(size))
 
 
 def short_side_resize(frames: np.ndarray, size: Size) -> np.ndarray:
@@ -210,7 +234,7 @@ def short_side_resize(frames: np.ndarray, size: Size) -> np.ndarray:
         resized = int(short_width * height / width), short_width
     else:
         resized = short_height, int(short_height * width / height)
-    return frames if resized == (height, width) else _resize_bilinear(frames, resized)
+    return frames if resized == (height, width) else _resize(frames, resized)
 
 
 def center_crop(frames: np.ndarray, size: Size) -> np.ndarray:

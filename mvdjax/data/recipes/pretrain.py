@@ -11,6 +11,7 @@ from mvdjax.data.decode import read_frames
 from mvdjax.data.limits import check_counts, mask_grid
 from mvdjax.data.masks import make_mask
 from mvdjax.data.schema import Record, Sample, stack_views
+from mvdjax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Recipe:
       teacher_size: likewise, of a second resize of the same crop for the image teacher, or 0 for none.
       views: clips per video and step, one from each of as many equal parts of the video, each with a crop and a mask
         of its own (`num_sample` of the published code, which has 1 in every run).
+      resize: 'exact' (the published pixels) or 'fast' (see `ops.crop_resize_fast` for the difference).
     """
 
     size: ops.Size
@@ -35,12 +37,15 @@ class Recipe:
     stride: int = 4
     teacher_size: ops.Size = 0
     views: int = 1
+    resize: str = 'exact'
 
     def __post_init__(self) -> None:
         """Refuses options that make no sample."""
         check_counts(size=self.size, length=self.length, stride=self.stride, views=self.views)
         check_counts(0, teacher_size=self.teacher_size)
         mask_grid(self.length, self.size, self.patch, self.mask)
+        if self.resize not in ops.RESIZES:
+            raise UserError(f'data options: resize must be one of {", ".join(ops.RESIZES)}, not {self.resize!r}')
 
     def __call__(self, record: Record, rng: np.random.Generator) -> Sample:
         """A sample with `video`, `mask`, maybe `teacher_video`, each with a leading axis of `views` if several."""
@@ -53,11 +58,12 @@ class Recipe:
     def _view(self, frames: np.ndarray, rng: np.random.Generator) -> Sample:
         height, width = frames.shape[1:3]
         box = ops.multiscale_crop_box(rng, height, width, self.size)
+        resized = ops.crop_resize_antialias if self.resize == 'exact' else ops.crop_resize_fast
         grid = mask_grid(self.length, self.size, self.patch, self.mask)
         sample = {
-            'video': ops.crop_resize_antialias(frames, box, self.size),
+            'video': resized(frames, box, self.size),
             'mask': make_mask(rng=rng, grid=grid, **self.mask),
         }
         if self.teacher_size:
-            sample['teacher_video'] = ops.crop_resize_antialias(frames, box, self.teacher_size)
+            sample['teacher_video'] = resized(frames, box, self.teacher_size)
         return sample
