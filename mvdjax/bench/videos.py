@@ -8,16 +8,18 @@ lossy compression: textured, hardly any grain, a camera that stands, pans, zooms
 
 import dataclasses
 import io
-import json
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import cv2
 import numpy as np
+
+from mvdjax.data import transcode
+from mvdjax.data.sources import read_list
 
 VERSION = 1  # raise it with every change that alters a file
 _GRAIN = 1  # standard deviation, in levels of 255
@@ -109,3 +111,40 @@ def encode(kind: VideoKind, frames: Iterator[np.ndarray]) -> bytes:
             output.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format='rgb24')))
         output.mux(stream.encode(None))
     return buffer.getvalue()
+
+
+def write_videos(folder: Path, kind: str, count: int) -> Path:
+    """The list of `count` videos of a kind, which are written to `folder` if they are not there yet.
+
+    Raises:
+        OSError: they cannot be written.
+    """
+    made = KINDS[kind]
+    target = folder / f'v{VERSION}' / kind
+    target.mkdir(parents=True, exist_ok=True)
+    names = [f'{seed}{made.suffix}' for seed in range(count)]
+    for seed, name in enumerate(names):
+        if not (target / name).exists():
+            _write(target / name, encode(made, render(made, seed)))
+    return _write(target / f'first_{count}.txt', ''.join(f'{name} 0\n' for name in names).encode())
+
+
+def write_packed(folder: Path, kind: str, count: int, profile: str) -> Path:
+    """Likewise, of the same videos as `mvdjax data pack` stores them with a profile."""
+    sources = write_videos(folder, kind, count)
+    target = sources.parent / f'{profile}_v{transcode.VERSION}'
+    target.mkdir(exist_ok=True)
+    names = []
+    for source in read_list(str(sources)).records:
+        names.append(f'{Path(source.path).stem}.{profile}')
+        if not (target / names[-1]).exists():
+            _write(target / names[-1], transcode.pack_video(source.path, profile, 0).data)
+    return _write(target / f'first_{count}.txt', ''.join(f'{name} 0\n' for name in names).encode())
+
+
+def _write(path: Path, data: bytes) -> Path:
+    """Writes a file whole or not at all."""
+    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    temporary.write_bytes(data)
+    os.replace(temporary, path)
+    return path
