@@ -16,6 +16,7 @@ from mvdjax import checkpoints, sharding
 from mvdjax import config as configs
 from mvdjax.console import progress_bar, say
 from mvdjax.data.pipeline import BadFiles, Data, empty_sample, eval_batches, read_bad_files
+from mvdjax.data.sources import check_same_classes
 from mvdjax.errors import UserError
 from mvdjax.tasks.base import Task, check_backbone
 
@@ -61,13 +62,15 @@ class SetEvaluator:
         """`bad_file` is where unreadable files are listed, or None."""
         self._task, self._mesh, self._bad_file = task, mesh, bad_file
         self._data = spec.make_data()
-        self._files = self._data.read()
-        task.check_files(self._files)
+        self.files = self._data.read()
+        task.check_files(self.files)
+        for note in self.files.notes:
+            say(f'note: {note}')
         if self._data.make().views != 1:
             raise UserError('an evaluation set takes one sample of each file: set views to 1 in its data options')
         rows = mesh.shape['data'] * mesh.shape['fsdp']
         self._batch = -(-spec.batch // rows) * rows  # padded rows are masked, so rounding up costs nothing but time
-        self._empty = empty_sample(self._data, self._files)
+        self._empty = empty_sample(self._data, self.files)
         self._predict = jax.jit(task.predict, out_shardings=sharding.replicated(mesh))
 
     def __call__(self, params: Any, frozen: Any) -> dict[str, Any]:
@@ -80,14 +83,14 @@ class SetEvaluator:
         scored = 0
         batches = eval_batches(
             self._data,
-            self._files,
+            self.files,
             batch=self._batch,
             empty=self._empty,
             bad=BadFiles(self._bad_file),
             process=jax.process_index(),
             processes=jax.process_count(),
         )
-        with progress_bar(len(self._files.records), 0, 'video') as bar:
+        with progress_bar(len(self.files.records), 0, 'video') as bar:
             for host in batches:
                 batch = sharding.place_batch(host, self._mesh)
                 outputs = jax.device_get(self._predict(params, frozen, batch))
@@ -97,7 +100,7 @@ class SetEvaluator:
                 scored += int(info['valid'].sum())
                 bar.update(len(info['valid']))
         numbers = {name: value for e in evaluators.values() for name, value in e.result().items()}
-        return {**numbers, 'scored': scored, 'videos': len(self._files.records)}
+        return {**numbers, 'scored': scored, 'videos': len(self.files.records)}
 
 
 def load_frozen_and_params(task: Task, checkpoint: str, use_ema: bool, mesh: Mesh, batch: Any) -> tuple[Any, Any]:
@@ -139,7 +142,9 @@ def evaluate(
     data = spec.make_data()
     one = {name: value[None] for name, value in empty_sample(data, data.read()).items()}
     frozen, params = load_frozen_and_params(task, checkpoint, use_ema, mesh, one)
-    numbers = SetEvaluator(task, spec, mesh, bad_file)(params, frozen)
+    evaluator = SetEvaluator(task, spec, mesh, bad_file)
+    check_same_classes(checkpoints.read_meta(checkpoint)['class_names'], checkpoint, evaluator.files)
+    numbers = evaluator(params, frozen)
     bad = read_bad_files(bad_file)
     results = {
         'checkpoint': folder,

@@ -18,7 +18,7 @@ from mvdjax import checkpoints, metrics, optimizers, selfcheck, sharding, train_
 from mvdjax import config as configs
 from mvdjax.console import progress_bar, say
 from mvdjax.data.pipeline import BadFiles, Data, train_batches
-from mvdjax.data.sources import FileList
+from mvdjax.data.sources import FileList, check_same_classes
 from mvdjax.errors import UserError
 from mvdjax.evaluate import SetEvaluator, eval_set, make_writable, summary
 from mvdjax.metric_writer import MetricWriter
@@ -259,9 +259,13 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     data: Data = configs.build(Data, configs.section(config, 'data'), 'data')
     files = data.read()
     task.check_files(files)
+    for note in files.notes:
+        say(f'note: {note}')
     steps_per_epoch, steps = run.steps_per_epoch(len(files.records)), run.total_steps(len(files.records))
     sharding.check_batch_size(run.global_batch, run.accumulate, mesh, jax.process_count())
     evaluators = make_evaluators(config, run, task, mesh, workdir)
+    for evaluator in evaluators.values():
+        check_same_classes(files.class_names, files.path, evaluator.files)
 
     with checkpoints.Checkpoints(workdir, run.keep) as saved:
         start = saved.latest() or 0

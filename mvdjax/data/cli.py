@@ -11,6 +11,16 @@ TOOLS = {
         'write the built-in demo data set: real encoded videos and images, with lists and class names',
         'mvdjax data demo --output=quickstart/data',
     ),
+    'check': (
+        'mvdjax.data.check',
+        'decode every file of a list once and say what is wrong: lines, files, duplicates, leaks',
+        'mvdjax data check lists/train.txt lists/val.txt --class_file=lists/classes.txt --output=check',
+    ),
+    'pack': (
+        'mvdjax.data.pack',
+        'put the videos of a list into ArrayRecord shards, as they are or quicker to decode',
+        'mvdjax data pack lists/train.txt --profile=gop16 --output=packs/train',
+    ),
 }
 
 

@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import io
 import struct
-from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 import av
 import numpy as np
 from PIL import Image, ImageOps
 
-from mvdjax.data import packets
-from mvdjax.data.packets import UnreadableError
+from mvdjax.data import containers, packets, watchdog
+from mvdjax.data.watchdog import UnreadableError, Watch
 
 _BAD_VIDEO = (av.FFmpegError, OSError, MemoryError, UnreadableError)
 # All that Pillow's decoders were seen to raise on damaged files.
@@ -28,6 +29,8 @@ _BAD_IMAGE = (
     *(OSError, ValueError, SyntaxError, EOFError, TypeError, LookupError, ArithmeticError, MemoryError, struct.error),
     Image.DecompressionBombError,
 )
+# Others would be guessed from the contents too, and one of them (EPS) starts a program.
+_IMAGES = ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'PPM', 'TIFF', 'JPEG2000')
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Blob:
     """
 
     name: str
-    data: bytes
+    data: bytes = field(repr=False)
 
 
 Media = str | Path | Blob
@@ -61,19 +64,6 @@ class DecodeError(Exception):
 
     def __reduce__(self) -> tuple[type[DecodeError], tuple[str | Path, str]]:
         return DecodeError, (self.path, self.reason)  # so that it survives the way back from a worker process
-
-
-@dataclass(frozen=True)
-class Blob:
-    """An encoded file in memory.
-
-    Attributes:
-        name: where it came from, for messages.
-        data: its bytes.
-    """
-
-    name: str
-    data: bytes
 
 
 @dataclass(frozen=True)
@@ -168,39 +158,44 @@ def read_frames(media: Media, pick: Callable[[int], np.ndarray]) -> np.ndarray:
         DecodeError: the file is not a readable video. A damaged one counts as the frames that can be had from it.
         ValueError: an index out of range, or indices that are no integer vector.
     """
-    source = _source(media)
-    picker = _Picker(pick)
-    expected = 0
-    with ExitStack() as stack:
-        index = None
-        try:
-            video = stack.enter_context(packets.open_video(source, probing=False))
-            index = packets.read_index(video)
-            expected = index.frames
-        except _BAD_VIDEO:
-            pass  # whatever is wrong shows again, or is overcome, when decoding from the start
-        if index is not None and index.exact:
-            ids = picker(expected)
-            _check_range(ids, expected)
+    with _watched(media) as (source, watch):
+        return _read(source, watch, _Picker(pick))[0]
+
+
+@contextmanager
+def _watched(media: Media) -> Iterator[tuple[Path | bytes, Watch]]:
+    """What to read, under the watchdog; all that reading may raise becomes a DecodeError."""
+    name, source = _name(media), _source(media)
+    try:
+        with watchdog.watch(str(name)) as watch:
+            yield source, watch
+    except _BAD_VIDEO as error:
+        raise DecodeError(name, _reason(error)) from error
+
+
+def _read(source: Path | bytes, watch: Watch, picker: _Picker) -> tuple[np.ndarray, packets.Index]:
+    """The frames that `picker` chooses, and the index that was found on the way."""
+    with containers.open_video(source, watch) as video:
+        index = packets.read_index(video)
+        if index.exact:
+            ids = picker(index.frames)
+            _check_range(ids, index.frames)
             try:
-                return packets.decode_ranges(video, index, ids)
+                return packets.decode_ranges(video, index, ids), index
             except _BAD_VIDEO:
-                pass
-    return _read_counted(_name(media), source, picker, expected)
+                pass  # whatever is wrong shows again, or is overcome, when decoding from the start
+    return _read_counted(source, watch, picker, index.frames), index
 
 
-def _read_counted(name: str | Path, source: Path | bytes, picker: _Picker, expected: int) -> np.ndarray:
+def _read_counted(source: Path | bytes, watch: Watch, picker: _Picker, expected: int) -> np.ndarray:
     """Decodes from the first packet, counting; again if the count is not what was expected (0: not known)."""
     while True:
         # Until the count is confirmed, an index out of range is the guess's fault and not the caller's.
         ids = picker(expected) if expected else np.zeros(0, np.int64)
-        try:
-            with packets.open_video(source, probing=True) as video:
-                frames, count = packets.decode_all(video, ids)
-        except _BAD_VIDEO as error:
-            raise DecodeError(name, _reason(error)) from error
+        with containers.open_video(source, watch) as video:
+            frames, count = packets.decode_all(video, ids)
         if count == 0:
-            raise DecodeError(name, 'holds no decodable frame')
+            raise UnreadableError('holds no decodable frame')
         if count == expected:
             _check_range(ids, count)
             return frames
@@ -219,14 +214,12 @@ def probe(media: Media) -> VideoInfo:
         counts.append(frames)
         return np.zeros(1, np.int64)
 
-    height, width = read_frames(media, first).shape[1:3]
-    try:
-        with packets.open_video(_source(media), probing=True) as video:
+    with _watched(media) as (source, watch):
+        frames, index = _read(source, watch, _Picker(first))
+        with containers.open_video(source, watch) as video:
             codec, container = video.stream.codec_context.name, video.container.format.name
-            index = packets.read_index(video)
             fps = index.fps if index.exact else float(video.stream.average_rate or 0)
-    except _BAD_VIDEO as error:
-        raise DecodeError(_name(media), _reason(error)) from error
+    height, width = frames.shape[1:3]
     return VideoInfo(counts[-1], width, height, fps, codec, container)
 
 
@@ -237,14 +230,25 @@ def read_image(media: Media) -> np.ndarray:
         uint8 (h, w, 3), RGB.
 
     Raises:
-        DecodeError: the file is not a readable image, or is over 16384 pixels a side or 100 megapixels.
+        DecodeError: the file is not a readable image of 8 bits a channel, or is over 16384 pixels a side or
+            80 megapixels.
     """
-    source = _source(media)
+    name, source = _name(media), _source(media)
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            packets.check_size(*image.size)
-            return np.array(ImageOps.exif_transpose(image).convert('RGB'))
+        with watchdog.watch(str(name)), io.BytesIO(source) if isinstance(source, bytes) else open(source, 'rb') as file:
+            return _decode_image(file)
     except UnreadableError as error:
-        raise DecodeError(_name(media), str(error)) from error
+        raise DecodeError(name, str(error)) from error
     except _BAD_IMAGE as error:
-        raise DecodeError(_name(media), f'is not a readable image: {error}') from error
+        raise DecodeError(name, f'is not a readable image: {error}') from error
+
+
+def _decode_image(file: IO[bytes]) -> np.ndarray:
+    with Image.open(file, formats=_IMAGES) as image:
+        containers.check_size(*image.size)
+        if image.mode.startswith(('I', 'F')):
+            raise UnreadableError('has grey values of more than 8 bits: convert it')
+        upright = ImageOps.exif_transpose(image)
+        if 'transparency' in upright.info:  # of a palette: Pillow wants this detour
+            upright = upright.convert('RGBA')
+        return np.array(upright.convert('RGB'))

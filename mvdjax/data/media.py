@@ -1,4 +1,4 @@
-"""Where the bytes of a file are: the local disk, an object store, or a packed data set.
+"""Where the bytes of a file are: the local disk, an object store, a packed data set, or one of tensorflow-datasets.
 
 A local path stays a path and is opened by whoever reads it. `scheme://...` is fetched whole into memory through fsspec,
 which needs a driver per scheme: gcsfs for gs://, s3fs for s3://. `file://...` is a local path again.
@@ -12,8 +12,13 @@ import fsspec
 from mvdjax.data.decode import Blob, DecodeError
 from mvdjax.errors import UserError
 
+VIDEO_SUFFIXES = (
+    *('.mp4', '.m4v', '.mov', '.avi', '.webm', '.mkv', '.mpg', '.mpeg', '.ts', '.m2ts', '.wmv', '.flv', '.3gp', '.ogv'),
+    *('.gif', '.mjpeg', '.mxf', '.vob'),
+)
+IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.tif', '.tiff')
 MAX_BYTES = 2**31  # of one fetched file: it is held in memory, once per decoding thread
-PACKED = 'pack'  # the scheme of `data.packed`
+PACKED, PREPARED = 'pack', 'tfds'  # schemes of `data.packed` and of `data.datasets.tfds_images`
 _URL = re.compile(r'([A-Za-z][A-Za-z0-9+.-]+)://')  # two letters at least: C:// is a drive
 _DRIVERS = {
     'gs': 'gcsfs',
@@ -50,7 +55,8 @@ def fetch(path: str) -> str | Blob:
     """What `decode` reads: a local path as it is, anything else as bytes.
 
     Args:
-      path: a local path, `pack://FOLDER/SPLIT#INDEX` (see `data.packed`), or a URL that fsspec knows.
+      path: a local path, a URL that fsspec knows, `pack://FOLDER/SPLIT#INDEX` (see `data.packed`) or
+        `tfds://NAME:SPLIT:FOLDER#INDEX` (see `data.datasets.tfds_images`).
 
     Raises:
       DecodeError: it cannot be fetched, is empty or is over 2 GiB.
@@ -64,6 +70,10 @@ def fetch(path: str) -> str | Blob:
         from mvdjax.data import packed
 
         return packed.read_blob(path)
+    if kind == PREPARED:
+        from mvdjax.data.datasets import tfds_images
+
+        return tfds_images.read_blob(path)
     try:
         system, name = fsspec.core.url_to_fs(path)
         info = system.info(name)  # one question for the two ways in which a file may be none to fetch
@@ -124,3 +134,52 @@ def read_text(path: str, what: str) -> str:
         return read_bytes(path, what).decode('utf-8-sig')  # -sig: Windows editors mark their files
     except UnicodeDecodeError as error:
         raise UserError(f'{what} {path} cannot be read as UTF-8 text ({error}); save it as UTF-8') from error
+
+
+def exists(path: str) -> bool:
+    """Whether there is such a file; False too where nobody can tell."""
+    if not scheme(path):
+        return os.path.exists(path)
+    try:
+        system, name = fsspec.core.url_to_fs(path)
+        return bool(system.isfile(name))
+    except Exception:  # noqa: BLE001 - reading it will say what is wrong
+        return False
+
+
+def is_folder(path: str) -> bool:
+    """Whether there is such a folder; False too where nobody can tell."""
+    if not scheme(path):
+        return os.path.isdir(path)
+    try:
+        system, name = fsspec.core.url_to_fs(path)
+        return bool(system.isdir(name))
+    except Exception:  # noqa: BLE001 - as above
+        return False
+
+
+def walk(folder: str) -> list[str]:
+    """Every file under a folder, at any depth, as sorted paths relative to it. Hidden ones are left out.
+
+    Raises:
+      UserError: no such folder, or it cannot be read.
+    """
+    found: list[str] = []
+    if scheme(folder):
+        try:
+            system, name = fsspec.core.url_to_fs(folder)
+            top = name.rstrip('/') + '/'
+            found = [path.removeprefix(top) for path in system.find(name)]
+        except Exception as error:
+            raise UserError(f'{folder} cannot be listed: {_reason(scheme(folder), error)}') from error
+        return sorted(path for path in found if not any(part.startswith('.') for part in path.split('/')))
+    if not os.path.isdir(folder):
+        raise UserError(f'{folder} is not a folder; check the path')
+    for place, folders, files in os.walk(folder, followlinks=True):  # data sets are often links into a shared disk
+        if os.path.islink(place) and os.path.realpath(os.path.dirname(place)).startswith(os.path.realpath(place)):
+            folders[:] = []  # a link to a folder that it lies in
+            continue
+        folders[:] = [name for name in folders if not name.startswith('.')]
+        inside = os.path.relpath(place, folder)
+        found += [name if inside == '.' else os.path.join(inside, name) for name in files if not name.startswith('.')]
+    return sorted(found)

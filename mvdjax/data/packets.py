@@ -5,41 +5,30 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
-from av.stream import Discard, Disposition
 from av.video.reformatter import VideoReformatter
 
-MAX_SIDE = 16384
-MAX_PIXELS = 100_000_000
+from mvdjax.data.containers import Video, check_size, open_video
+from mvdjax.data.watchdog import UnreadableError
 
 # Containers that store a presentation time with every packet; in others FFmpeg guesses them.
 _TIMED = ('mov,mp4,m4a,3gp,3g2,mj2', 'matroska,webm', 'mpegts')
-# VP8 stores its invisible reference frames as packets of their own, with times of their own.
-_UNCOUNTABLE = ('vp8',)
-_SKIPPING = ('h264', 'hevc')
-_PLAYLISTS = ('hls', 'concat', 'dash')
+# Codecs of which every shown packet gives one frame, or whose exceptions `_hidden` knows.
+_ONE_FRAME = ('h264', 'hevc', 'vp8', 'vp9', 'libdav1d', 'av1', 'mjpeg', 'mpeg4', 'ffv1', 'prores', 'png')
+# Frames are shown at most this many places from where their packets stand; beyond, the times do not tell the order.
+_REORDER = 32
 # Compressed bytes kept from indexing to decoding; beyond that the file is read a second time.
-_KEEP_BYTES = 256 * 1024 * 1024
-
-
-class UnreadableError(Exception):
-    """Why a file cannot be used; the text continues a sentence that starts with its path."""
-
-
-@dataclass(frozen=True)
-class Video:
-    """An open file, or encoded bytes, and its video stream."""
-
-    source: Path | bytes
-    container: av.container.InputContainer
-    stream: av.VideoStream
+_KEEP_BYTES = 32 * 1024 * 1024
+# A gap of this many packets between wanted ones is jumped over where the container knows the places of its packets.
+_JUMP = 256
+_JUMPING = ('mov,mp4,m4a,3gp,3g2,mj2', 'matroska,webm')
+# The largest array `read_frames` makes.
+MAX_BYTES = 4 * 1024**3
 
 
 @dataclass(frozen=True)
@@ -68,95 +57,61 @@ class Index:
         return len(self.shown)
 
 
-def check_size(width: int, height: int) -> None:
-    """Refuses pictures over 16384 pixels a side or 100 megapixels with `UnreadableError`."""
-    if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
-        raise UnreadableError(
-            f'is {width} x {height} pixels, more than the {MAX_SIDE} a side or 100 megapixels allowed'
-        )
-
-
-@contextmanager
-def open_video(source: Path | bytes, probing: bool) -> Iterator[Video]:
-    """Opens a local file for one single-threaded decode of its first real video stream.
-
-    Args:
-        source: the file, or what stands in it.
-        probing: whether FFmpeg may decode the first frames to learn what the header does not say. Going without saves
-            as much time as decoding them takes, and is enough to index the packets.
-
-    Raises:
-        UnreadableError: not a video, or of an absurd size.
-        av.FFmpegError: FFmpeg cannot open it.
-    """
-    # A packet cut off by the file's end is dropped.
-    options = {'fflags': '+discardcorrupt'}
-    if not probing:
-        options['codec_whitelist'] = 'none'  # for the probing only: PyAV decodes with contexts of its own
-    if isinstance(source, bytes):
-        media: str | io.BytesIO = io.BytesIO(source)  # shares the bytes
-        options['protocol_whitelist'] = 'none'  # bytes may name no file at all
-    else:
-        media = f'file:{source}'  # the prefix keeps a colon in a path from naming a protocol
-        options['protocol_whitelist'] = 'file'
-    with av.open(media, container_options=options, metadata_errors='replace') as container:
-        kind = container.format.name
-        if kind == 'tty':
-            raise UnreadableError('is a text file, not a video')
-        if kind in _PLAYLISTS:
-            raise UnreadableError('is a playlist, not a video')
-        if kind == 'image2' or kind.endswith('_pipe'):
-            raise UnreadableError('is a still image, not a video')
-        if not container.streams.video:
-            raise UnreadableError('has no video stream')
-        pictures = Disposition.attached_pic | Disposition.timed_thumbnails
-        moving = [stream for stream in container.streams.video if not stream.disposition & pictures]
-        if not moving:
-            raise UnreadableError('has no video stream, only a cover picture')
-        stream = moving[0]
-        context = stream.codec_context
-        if context is None:
-            raise UnreadableError('uses a codec that this FFmpeg cannot decode')
-        check_size(context.width, context.height)
-        context.options = {'max_pixels': str(MAX_PIXELS)}  # the coded size may differ from the header's
-        context.thread_count = 1
-        context.thread_type = 'SLICE'
-        for other in container.streams:
-            if other.index != stream.index:
-                other.discard = Discard.all
-        yield Video(source, container, stream)
-
-
 def _packets(video: Video) -> Iterator[av.Packet]:
     """The stream's packets up to the end or the first damage to the container, without PyAV's empty last one."""
     try:
-        yield from (packet for packet in video.container.demux(video.stream) if packet.size)
+        for packet in video.container.demux(video.stream):
+            video.watch.check()
+            if packet.size:
+                yield packet
     except av.InvalidDataError:
         return
 
 
+def _hidden(codec: str, packet: av.Packet) -> bool:
+    """Whether the packet only makes a picture for others to refer to: VP8 and VP9 may store such ones by themselves."""
+    if codec == 'vp8':
+        return not memoryview(packet)[0] & 0x10
+    if codec == 'vp9':
+        data = memoryview(packet)
+        if data[-1] & 0xE0 == 0xC0:  # several pictures in one packet: the last one is shown
+            return False
+        first = data[0] if data[0] & 0x30 != 0x30 else data[0] << 1  # the fourth profile has one more bit
+        return not first & 0x0A  # neither show_existing_frame nor show_frame
+    return False
+
+
 def read_index(video: Video) -> Index:
     """Reads every packet of the stream, decoding none."""
+    codec = video.stream.codec_context.name
     kept: list[av.Packet] | None = []
-    size = 0
+    size, smallest = 0, 1 << 30
     pts: list[int | None] = []
+    dts: list[int] = []
     keyframe, hidden = [], []
     for packet in _packets(video):
         pts.append(packet.pts)
+        if packet.dts is not None:
+            dts.append(packet.dts)
         keyframe.append(packet.is_keyframe)
-        hidden.append(packet.is_discard)
+        hidden.append(packet.is_discard or _hidden(codec, packet))
         size += packet.size
+        smallest = min(smallest, packet.size)
         if kept is not None:
             kept.append(packet)
         if size > _KEEP_BYTES:
             kept = None
-    timed = video.container.format.name in _TIMED and video.stream.codec_context.name not in _UNCOUNTABLE
     times = np.array([0 if t is None else t for t in pts], np.int64)
     visible = np.flatnonzero(~np.array(hidden, np.bool_))
     shown = visible[np.argsort(times[visible], kind='stable')]
-    exact = timed and None not in pts and len(shown) > 0
+    exact = video.container.format.name in _TIMED and codec in _ONE_FRAME and None not in pts and len(shown) > 0
+    # Smaller ones may be MPEG-4's way of saying "nothing new", which gives no frame.
+    exact = exact and not (codec == 'mpeg4' and smallest < 16)
     # Leading pictures before the first keyframe refer to frames that are not in the file: they never come out.
     exact = exact and keyframe[0] and times.min() == times[0] and len(np.unique(times[shown])) == len(shown)
+    # Where recordings were joined, times may start again. (Matroska stores no decoding times, FFmpeg makes them up.)
+    steady = video.container.format.name == 'matroska,webm' or (np.diff(dts) >= 0).all()
+    exact = bool(exact and steady and np.abs(np.sort(shown) - shown).max() <= _REORDER)
     seconds = float((times[shown[-1]] - times[shown[0]]) * video.stream.time_base) if exact else 0.0
     fps = (len(shown) - 1) / seconds if seconds > 0 else 0.0
     return Index(exact, times, np.array(keyframe, np.bool_), shown, kept, fps)
@@ -172,7 +127,7 @@ class _Sink:
         self._count = len(ids)
         self._out: np.ndarray | None = None
         self._size = (0, 0)
-        self._quarters = 0
+        self._matrix: np.ndarray | None = None
         self._reformatter = VideoReformatter()
 
     def offer(self, key: int | None, frame: av.VideoFrame) -> None:
@@ -182,13 +137,19 @@ class _Sink:
             return
         check_size(frame.width, frame.height)
         if self._out is None:
+            if self._count * frame.height * frame.width * 3 > MAX_BYTES:
+                raise UnreadableError(
+                    f'is too large to give {self._count} frames of {frame.width} x {frame.height} at once'
+                )
             self._size = (frame.height, frame.width)
             self._out = np.empty((self._count, frame.height, frame.width * 3), np.uint8)
-            # PyAV's angle and numpy's turns are both counter-clockwise.
-            self._quarters = round(frame.rotation / 90) % 4
+            self._matrix = _display_matrix(frame)
         if (frame.height, frame.width) != self._size:
             raise UnreadableError('changes its frame size on the way')
-        plane = self._reformatter.reformat(frame, format='rgb24', threads=1).planes[0]
+        try:
+            plane = self._reformatter.reformat(frame, format='rgb24', threads=1).planes[0]
+        except ValueError as error:
+            raise UnreadableError(f'has pixels that cannot be converted: {error}') from error
         rows = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
         self._out[places] = rows[: frame.height, : frame.width * 3]
 
@@ -201,7 +162,25 @@ class _Sink:
         if self._out is None:
             return np.empty((0, 0, 0, 3), np.uint8)
         frames = self._out.reshape(self._count, *self._size, 3)
-        return np.ascontiguousarray(np.rot90(frames, self._quarters, axes=(1, 2)))
+        return np.ascontiguousarray(_upright(frames, self._matrix))
+
+
+def _display_matrix(frame: av.VideoFrame) -> np.ndarray | None:
+    """The 2 x 2 part of the frame's display matrix, if it has one."""
+    data: Any = frame.side_data.get('DISPLAYMATRIX')
+    return None if data is None else np.frombuffer(memoryview(data), np.int32)[:9].reshape(3, 3)[:2, :2]
+
+
+def _upright(frames: np.ndarray, matrix: np.ndarray | None) -> np.ndarray:
+    """Turns and mirrors (n, h, w, 3) by a display matrix that takes (x, y) to (x, y) @ matrix, in quarters."""
+    if matrix is None:
+        return frames
+    size = np.abs(matrix.astype(np.int64))
+    if size[0, 1] + size[1, 0] > size[0, 0] + size[1, 1]:
+        frames, matrix = frames.swapaxes(1, 2), matrix[::-1]
+    if matrix[0, 0] < 0:
+        frames = frames[:, :, ::-1]
+    return frames[:, ::-1] if matrix[1, 1] < 0 else frames
 
 
 def _ranges(index: Index, positions: np.ndarray) -> list[tuple[int, int]]:
@@ -238,39 +217,103 @@ def decode_ranges(video: Video, index: Index, ids: np.ndarray) -> np.ndarray:
         uint8 (n, h, w, 3).
 
     Raises:
-        UnreadableError, av.FFmpegError: a wanted frame did not come, so the index or the file is wrong.
+        UnreadableError, av.FFmpegError: a wanted frame did not come, or something else shows that the index is wrong
+            or the file damaged.
     """
+    ranges = _ranges(index, index.shown[np.unique(ids)])
     if index.packets is None:
-        with open_video(video.source, probing=False) as again:
-            return _decode_ranges(again, _packets(again), index, ids)
-    return _decode_ranges(video, index.packets, index, ids)
+        with open_video(video.source, video.watch) as again:
+            return _decode_ranges(again, _read_ranges(again, index, ranges), index, ids)
+    kept = index.packets
+    return _decode_ranges(video, (iter(kept[first : last + 1]) for first, last in ranges), index, ids)
 
 
-def _decode_ranges(video: Video, packets: Iterable[av.Packet], index: Index, ids: np.ndarray) -> np.ndarray:
+def _read_ranges(video: Video, index: Index, ranges: list[tuple[int, int]]) -> Iterator[Iterator[av.Packet]]:
+    """The packets of each range, from the file, jumping over long gaps."""
+    jumping = video.container.format.name in _JUMPING and len(np.unique(index.pts)) == len(index.pts)
+    places = {time: place for place, time in enumerate(index.pts.tolist())} if jumping else {}
+    stream, at = _packets(video), 0
+
+    def read(first: int, last: int) -> Iterator[av.Packet]:
+        nonlocal at
+        for packet in stream:
+            place, at = at, at + 1
+            if packet.pts != index.pts[place]:
+                raise UnreadableError('changed while it was read')
+            if place >= first:
+                yield packet
+            if place == last:
+                return
+
+    for first, last in ranges:
+        if jumping and first - at > _JUMP:
+            video.container.seek(int(index.pts[first]), stream=video.stream)
+            stream = _packets(video)
+            packet = next(stream, None)
+            at = places.get(packet.pts, first + 1) if packet is not None else first + 1
+            if packet is None or at > first:
+                raise UnreadableError('cannot be entered where its index says')
+            stream = _chain(packet, stream)
+        yield read(first, last)
+
+
+def _chain(packet: av.Packet, rest: Iterator[av.Packet]) -> Iterator[av.Packet]:
+    yield packet
+    yield from rest
+
+
+def _hevc_layers(context: av.VideoCodecContext) -> bool:
+    """Whether pictures that are "no reference" may still be one for a higher temporal layer; True if not known."""
+    extra = context.extradata
+    return extra is None or len(extra) < 23 or extra[0] != 1 or extra[21] >> 3 & 7 != 1
+
+
+def _decode_ranges(video: Video, ranges: Iterable[Iterator[av.Packet]], index: Index, ids: np.ndarray) -> np.ndarray:
     positions = index.shown[np.unique(ids)]
-    wanted = set(positions.tolist())
-    sink = _Sink(ids, index.pts[positions].tolist())
+    times = index.pts[positions].tolist()
+    wanted = set(times)
+    sink = _Sink(ids, times)
     context = video.stream.codec_context
-    skipping = context.name in _SKIPPING
-    ranges = iter(_ranges(index, positions))
-    first, last = next(ranges, (0, -1))
-    for position, packet in enumerate(packets):
-        if position > last:
-            break
-        if position < first:
-            continue
-        if skipping:  # frames that nobody asked for and nothing refers to
-            context.skip_frame = 'DEFAULT' if position in wanted else 'NONREF'
-        for frame in context.decode(packet):
-            sink.offer(frame.pts, frame)
-        if position == last:
-            for frame in context.decode(None):
+    skipping = context.name == 'h264' or (context.name == 'hevc' and not _hevc_layers(context))
+    for packets in ranges:
+        start: int | None = None  # time of the range's keyframe
+        last: int | None = None  # of the frame that came last
+        for packet in _ending(packets):
+            if packet is not None:
+                video.watch.check()
+                if skipping:  # frames that nobody asked for and nothing refers to
+                    needed = start is None or packet.pts in wanted
+                    context.skip_frame = 'DEFAULT' if needed else 'NONREF'
+                start = packet.pts if start is None else start
+            assert start is not None
+            for frame in context.decode(packet):
+                _check(frame, start, last)
+                last = frame.pts
                 sink.offer(frame.pts, frame)
-            context.flush_buffers()
-            first, last = next(ranges, (0, -1))
+        context.flush_buffers()
     if sink.missing():
         raise UnreadableError('lacks frames that its index lists')
     return sink.result()
+
+
+def _ending(packets: Iterable[av.Packet]) -> Iterator[av.Packet | None]:
+    """The packets, and None: the decoder gives what it still holds."""
+    yield from packets
+    yield None
+
+
+def _check(frame: av.VideoFrame, start: int, last: int | None) -> None:
+    """Raises `UnreadableError` where a frame shows that decoding from the file's start might give another picture."""
+    if frame.pts is None or (last is not None and frame.pts <= last):
+        raise UnreadableError('has frames out of their order')
+    if frame.pts < start:  # it refers to frames before the keyframe, and nobody wants it from this range
+        return
+    if frame.is_corrupt:
+        raise UnreadableError('is damaged')
+    if frame.interlaced_frame:  # two packets may make one frame
+        raise UnreadableError('is interlaced')
+    if frame.pts == start and not frame.key_frame:
+        raise UnreadableError('marks a frame as a keyframe that is none')
 
 
 def decode_all(video: Video, ids: np.ndarray) -> tuple[np.ndarray, int]:
@@ -287,17 +330,12 @@ def decode_all(video: Video, ids: np.ndarray) -> tuple[np.ndarray, int]:
     context = video.stream.codec_context
     count = 0
 
-    def decode(packet: av.Packet | None) -> None:
-        nonlocal count
+    for packet in _ending(_packets(video)):
         try:
             frames = context.decode(packet)
         except av.InvalidDataError:
-            return
+            continue
         for frame in frames:
             sink.offer(count, frame)
             count += 1
-
-    for packet in _packets(video):
-        decode(packet)
-    decode(None)
     return sink.result(), count

@@ -88,6 +88,10 @@ class Task:
     def check_files(self, files: FileList) -> None:
         """Every label below `num_classes`, and a name for each class if there are names."""
         for record in files.records:
+            if record.label < 0:
+                raise UserError(
+                    f'{files.path}:{record.line}: {record.path} has no label, which only pretraining can do without'
+                )
             if record.label >= self.num_classes:
                 raise UserError(
                     f'{files.path}:{record.line}: label {record.label}, but task.num_classes is {self.num_classes}'

@@ -3,7 +3,7 @@
 import av
 import numpy as np
 import pytest
-from video_files import X264, available, check_against, chosen, encode, picture, remux, sequential
+from video_files import X264, available, check_against, chosen, encode, opened, picture, remux, sequential
 
 from mvdjax.data import packets
 from mvdjax.data.decode import probe, read_frames
@@ -84,7 +84,7 @@ def test_mpeg2_with_b_frames_is_right(name, folder):
 
 
 def test_only_the_needed_packets_are_decoded(mp4):
-    with packets.open_video(mp4, probing=False) as video:
+    with opened(mp4) as video:
         index = packets.read_index(video)
         assert packets._ranges(index, index.shown[[0]]) == [(0, 0)]
         ((first, last),) = packets._ranges(index, index.shown[[30, 31]])
@@ -202,11 +202,11 @@ def test_leading_pictures_whose_references_were_cut_off_do_not_count(codec, fold
         pytest.skip(f'this FFmpeg has no {codec}')
     name, options = FAST['open_gop.mkv'] if codec == 'libx264' else FAST['hevc.mp4']
     whole = encode(folder / f'leading_{codec}.mkv', name, **options)
-    with packets.open_video(whole, probing=True) as video:
+    with opened(whole) as video:
         index = packets.read_index(video)
     starts = np.flatnonzero(index.keyframe[1:-1] & (index.pts[2:] < index.pts[1:-1])) + 1
     cut = remux(whole, folder / f'headless_{codec}.mkv', lambda i, packet: packet if i >= starts[0] else None)
-    with packets.open_video(cut, probing=True) as video:
+    with opened(cut) as video:
         assert not packets.read_index(video).exact
     check_against(cut, sequential(cut))
 
@@ -240,7 +240,7 @@ def test_frames_before_an_edit_lists_start_do_not_count(mp4, folder, no_counting
     path = remux(mp4, folder / 'edited.mp4', earlier, avoid_negative_ts='disabled')
     expected = sequential(path)
     assert len(expected) == 45
-    with packets.open_video(path, probing=True) as video:
+    with opened(path) as video:
         index = packets.read_index(video)
     assert len(index.pts) > index.frames  # some packets are there only for others to refer to
     check_against(path, expected)

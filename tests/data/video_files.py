@@ -5,7 +5,9 @@ from fractions import Fraction
 import av
 import numpy as np
 
+from mvdjax.data.containers import open_video
 from mvdjax.data.decode import probe, read_frames
+from mvdjax.data.watchdog import Watch
 
 X264 = {'preset': 'veryfast', 'bf': '3', 'b-pyramid': 'normal'}
 
@@ -17,11 +19,11 @@ def picture(i, height, width):
     return np.stack([texture, np.roll(texture, 5 * i, 1), 255 - texture], -1).astype(np.uint8)
 
 
-def encode(path, codec, frames=60, height=64, width=96, times=None, rotation=None, **options):
+def encode(path, codec, frames=60, height=64, width=96, times=None, rotation=None, pix_fmt=None, **options):
     with av.open(str(path), 'w') as container:
         stream = container.add_stream(codec, rate=30, options=options)
         stream.height, stream.width = height, width
-        stream.pix_fmt = 'yuvj420p' if codec == 'mjpeg' else 'yuv420p'
+        stream.pix_fmt = pix_fmt or ('yuvj420p' if codec == 'mjpeg' else 'yuv420p')
         if codec == 'libx265':
             stream.options = {**options, 'x265-params': options.get('x265-params', '') + ':log-level=none'}
         if rotation is not None:
@@ -42,6 +44,10 @@ def sequential(path):
     """Every frame, by the plainest use of PyAV there is."""
     with av.open(str(path)) as container:
         return np.stack([frame.to_ndarray(format='rgb24') for frame in container.decode(video=0)])
+
+
+def opened(path):
+    return open_video(path, Watch(str(path)))
 
 
 def chosen(ids):
