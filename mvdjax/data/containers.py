@@ -88,7 +88,6 @@ def open_video(source: Path | bytes, watch: Watch) -> Iterator[Video]:
 
 def _open_container(reader: _Reader, head: bytes) -> av.container.InputContainer:
     options = {
-        'fflags': '+discardcorrupt',  # a packet cut off by the file's end is dropped
         'codec_whitelist': 'none',  # for looking into the streams only: PyAV decodes with contexts of its own
         'protocol_whitelist': 'none',
         'format_whitelist': _FORMATS,

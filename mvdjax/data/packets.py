@@ -58,12 +58,22 @@ class Index:
 
 
 def _packets(video: Video) -> Iterator[av.Packet]:
-    """The stream's packets up to the end or the first damage to the container, without PyAV's empty last one."""
+    """The stream's packets up to the end or the first damage to the container, without PyAV's empty last one.
+
+    A last packet that the file's end cuts short is left out. (In between, a packet called corrupt may be whole.)
+    """
+    cut: av.Packet | None = None
     try:
         for packet in video.container.demux(video.stream):
             video.watch.check()
             if packet.size:
-                yield packet
+                if cut is not None:
+                    yield cut
+                    cut = None
+                if packet.is_corrupt:
+                    cut = packet
+                else:
+                    yield packet
     except av.InvalidDataError:
         return
 
@@ -91,10 +101,10 @@ def read_index(video: Video) -> Index:
     keyframe, hidden = [], []
     for packet in _packets(video):
         pts.append(packet.pts)
-        if packet.dts is not None:
-            dts.append(packet.dts)
         keyframe.append(packet.is_keyframe)
         hidden.append(packet.is_discard or _hidden(codec, packet))
+        if packet.dts is not None and not hidden[-1]:
+            dts.append(packet.dts)
         size += packet.size
         smallest = min(smallest, packet.size)
         if kept is not None:

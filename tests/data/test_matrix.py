@@ -1,12 +1,10 @@
 """Some forty kinds of video file: every frame, alone and in company, is the one a full sequential decode gives."""
 
 import hashlib
-import struct
 
-import av
 import numpy as np
 import pytest
-from video_files import X264, available, chosen, encode, opened, picture, remux, sequential
+from video_files import X264, available, chosen, encode, picture, sequential
 
 from mvdjax.data import packets
 from mvdjax.data.decode import Blob, probe, read_frames
