@@ -31,13 +31,11 @@ def check_scale(scale: tuple[float, float]) -> None:
         raise UserError(f'data options: scale must be two rising shares of the area in (0, 1], not {scale}')
 
 
-def mask_grid(
-    length: int, size: ops.Size, patch: tuple[int, int, int], mask: Mapping[str, Any]
-) -> tuple[int, int, int]:
+def token_grid(length: int, size: ops.Size, patch: tuple[int, int, int]) -> tuple[int, int, int]:
     """The (time, height, width) token grid of a clip.
 
     Raises:
-      UserError: the clip does not divide into patches, or the mask section makes no mask for the grid.
+      UserError: the clip does not divide into patches.
     """
     if min(patch) < 1:
         raise UserError(f'data options: patch must be (frames, rows, columns) of a token, not {patch}')
@@ -47,7 +45,37 @@ def mask_grid(
             f'data options: a clip of {length} frames of {height} x {width} does not divide into patches of '
             f'{tuple(patch)} frames, rows and columns: change length, size or patch'
         )
-    grid = (length // patch[0], height // patch[1], width // patch[2])
+    return length // patch[0], height // patch[1], width // patch[2]
+
+
+def check_blocks(grid: tuple[int, int, int], masked: int, smallest_block: int) -> None:
+    """Raises UserError unless block masks of these counts fit into a time slot of the grid."""
+    places = grid[1] * grid[2]
+    if not 1 <= smallest_block <= masked < places:
+        raise UserError(
+            f'data options: smallest_block <= masked < {places}, the tokens of a frame, must hold; they are '
+            f'{smallest_block} and {masked}'
+        )
+
+
+def check_short_sides(short_sides: tuple[int, int], size: ops.Size) -> None:
+    """Raises UserError unless crops of `size` fit into frames with these short sides."""
+    if not max(ops.height_width(size)) <= short_sides[0] <= short_sides[1]:
+        raise UserError(
+            f'data options: short_sides must be a rising range that starts at {max(ops.height_width(size))}, the side '
+            f'of the crop, or above, not {tuple(short_sides)}'
+        )
+
+
+def mask_grid(
+    length: int, size: ops.Size, patch: tuple[int, int, int], mask: Mapping[str, Any]
+) -> tuple[int, int, int]:
+    """The (time, height, width) token grid of a clip.
+
+    Raises:
+      UserError: the clip does not divide into patches, or the mask section makes no mask for the grid.
+    """
+    grid = token_grid(length, size, patch)
 
     def masked(kind: str, ratio: float) -> int:
         return num_masked(kind, grid, ratio)

@@ -91,7 +91,9 @@ def multiscale_crop_box(
     return top, left, h, w
 
 
-def crop_resize_antialias(frames: np.ndarray, box: Box, size: Size, kernel: str = 'bilinear') -> np.ndarray:
+def crop_resize_antialias(
+    frames: np.ndarray, box: Box, size: Size, kernel: str = 'bilinear', fast: bool = False
+) -> np.ndarray:
     """Crops and resizes with antialiasing, as PIL does (bilinear golden: data/multiscale_crop_pixels, to the byte).
 
     Parts of the box outside the image are black.
@@ -101,6 +103,9 @@ def crop_resize_antialias(frames: np.ndarray, box: Box, size: Size, kernel: str 
         box: may reach over the edges.
         size: of the result.
         kernel: 'bilinear' (video pre-training) or 'bicubic' (MAE's images).
+        fast: bilinearly enlarge through OpenCV, which takes a quarter of the time. Antialiasing only acts where
+            something shrinks, so this is one level off at most, by rounding; what shrinks or has a part outside the
+            image goes through PIL.
 
     Returns:
         uint8 (t, height, width, 3).
@@ -109,6 +114,8 @@ def crop_resize_antialias(frames: np.ndarray, box: Box, size: Size, kernel: str 
     top, left, h, w = box
     out_height, out_width = height_width(size)
     inside = top >= 0 and left >= 0 and top + h <= frames.shape[1] and left + w <= frames.shape[2]
+    if fast and inside and kernel == 'bilinear' and h <= out_height and w <= out_width:
+        return crop_resize_bilinear(frames, box, size)
     out = np.empty((len(frames), out_height, out_width, 3), np.uint8)
     for frame, result in zip(frames, out, strict=True):
         if inside:  # cutting the array first spares copying the whole frame into a PIL image
@@ -117,30 +124,6 @@ def crop_resize_antialias(frames: np.ndarray, box: Box, size: Size, kernel: str 
             image = Image.fromarray(frame).crop((left, top, left + w, top + h))
         result[...] = np.asarray(image.resize((out_width, out_height), resample))
     return out
-
-
-RESIZES = ('exact', 'fast')
-# Without antialiasing a larger reduction would skip whole rows and columns.
-_LINEAR_REDUCTION = 1.5
-
-
-def crop_resize_fast(frames: np.ndarray, box: Box, size: Size) -> np.ndarray:
-    """`crop_resize_antialias` (bilinear) with OpenCV: several times faster, and nearly the same pixels.
-
-    Enlarging gives the same up to one level of 255. Up to 1.5 times smaller it interpolates between the nearest pixels
-    only, where PIL also averages: by 0.5 levels in the mean and some 20 at the sharpest edges for 256 to 224 pixels,
-    0.8 and 40 for 256 to 196. Beyond that it averages areas: 0.4 and 10 levels for 720 to 224.
-
-    Returns:
-        uint8 (t, height, width, 3).
-    """
-    top, left, h, w = box
-    if min(top, left) < 0 or top + h > frames.shape[1] or left + w > frames.shape[2]:
-        return crop_resize_antialias(frames, box, size)  # black beyond the edges
-    height, width = height_width(size)
-    least, most = sorted((h / height, w / width))
-    how = cv2.INTER_AREA if least >= 1 and most > _LINEAR_REDUCTION else cv2.INTER_LINEAR
-    return _resize(frames[:, top : top + h, left : left + w], (height, width), how)
 
 
 def random_resized_crop_box(
@@ -186,12 +169,12 @@ def crop_ratio(size: Size, ratio: tuple[float, float] = (0.75, 1.3333)) -> tuple
     return ratio[0] * (width / height), ratio[1] * (width / height)
 
 
-def _resize(frames: np.ndarray, size: tuple[int, int], how: int = cv2.INTER_LINEAR) -> np.ndarray:
-    """OpenCV's resize on (t, h, w, 3), views too; uint8 or float32. Uses as many threads as OpenCV is set to."""
+def _resize_bilinear(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """OpenCV's INTER_LINEAR on (t, h, w, 3), views too; uint8 or float32. Uses as many threads as OpenCV is set to."""
     height, width = size
     out = np.empty((len(frames), height, width, 3), frames.dtype)
     for frame, result in zip(frames, out, strict=True):
-        cv2.resize(frame, (width, height), dst=result, interpolation=how)
+        cv2.resize(frame, (width, height), dst=result, interpolation=cv2.INTER_LINEAR)
     return out
 
 
@@ -216,7 +199,47 @@ def crop_resize_bilinear(frames: np.ndarray, box: Box, size: Size) -> np.ndarray
     top, left, h, w = box
     if min(top, left) < 0 or min(h, w) < 1 or top + h > frames.shape[1] or left + w > frames.shape[2]:
         raise ValueError(f'box {box} does not lie inside a {frames.shape[1]} x {frames.shape[2]} image')
-    return _resize(frames[:, top : top + h, left : left + w], height_width(size))
+    return _resize_bilinear(frames[:, top : top + h, left : left + w], height_width(size))
+
+
+def random_short_side_crop(
+    rng: np.random.Generator, frames: np.ndarray, size: Size, short_sides: tuple[int, int] = (256, 320)
+) -> np.ndarray:
+    """A crop of `size` from frames resized to a random short side: BEVT's pre-training.
+
+    The short side is a uniform whole number from the first to the last of `short_sides`, the resize bicubic without
+    antialiasing, the long side rounded, the place of the crop uniform.
+
+    Returns:
+        uint8 (t, height, width, 3).
+
+    Raises:
+        UserError: the crop is larger than the resized frames.
+    """
+    h, w = height_width(size)
+    scale = int(rng.integers(short_sides[0], short_sides[1] + 1)) / min(frames.shape[1:3])
+    height, width = (int(side * scale + 0.5) for side in frames.shape[1:3])
+    if h > height or w > width:
+        raise UserError(f'a crop of {h} x {w} does not fit into frames of {height} x {width}')
+    top, left = int(rng.integers(0, height - h + 1)), int(rng.integers(0, width - w + 1))
+    out = np.empty((len(frames), h, w, 3), np.uint8)
+    for frame, result in zip(frames, out, strict=True):
+        resized = cv2.resize(frame, (width, height), interpolation=cv2.INTER_CUBIC)
+        result[...] = resized[top : top + h, left : left + w]
+    return out
+
+
+def resize_lanczos(frames: np.ndarray, size: Size) -> np.ndarray:
+    """Resizes by OpenCV's Lanczos over 8 x 8 pixels, without antialiasing: the view that BEVT's tokenizer gets.
+
+    Returns:
+        uint8 (t, height, width, 3).
+    """
+    height, width = height_width(size)
+    out = np.empty((len(frames), height, width, 3), np.uint8)
+    for frame, result in zip(frames, out, strict=True):
+        cv2.resize(frame, (width, height), dst=result, interpolation=cv2.INTER_LANCZOS4)
+    return out
 
 
 def short_side_resize(frames: np.ndarray, size: Size) -> np.ndarray:
@@ -234,7 +257,7 @@ def short_side_resize(frames: np.ndarray, size: Size) -> np.ndarray:
         resized = int(short_width * height / width), short_width
     else:
         resized = short_height, int(short_height * width / height)
-    return frames if resized == (height, width) else _resize(frames, resized)
+    return frames if resized == (height, width) else _resize_bilinear(frames, resized)
 
 
 def center_crop(frames: np.ndarray, size: Size) -> np.ndarray:
@@ -254,12 +277,20 @@ def center_crop(frames: np.ndarray, size: Size) -> np.ndarray:
     return frames[:, top : top + h, left : left + w]
 
 
-def spatial_crops(frames: np.ndarray, size: Size, crops: int = 3) -> np.ndarray:
-    """Test crops spread evenly along the side with more to spare, from its start to its end.
+CROP_RULES = ('even', 'bevt')
 
-    Frames come from `short_side_resize`, and `size` is their short side in the published protocol, whose crops are
-    square (golden: data/spatial_test); a smaller one is centred on the short side. One crop, at which the published
-    loader divides by zero, is the centre crop.
+
+def spatial_crops(frames: np.ndarray, size: Size, crops: int = 3, rule: str = 'even') -> np.ndarray:
+    """Test crops along the side with more to spare.
+
+    Frames come from `short_side_resize`, and `size` is their short side in the published protocols, whose crops are
+    square; a smaller one is centred on the short side.
+
+    Rules:
+      even  crops spread evenly from the start to the end of the side (golden: data/spatial_test). One crop, at which
+            the published loader divides by zero, is the centre crop.
+      bevt  three crops: start, end, middle. The end lies at twice the middle, which with an odd number of pixels to
+            spare is one short of the last (golden: bevt/frame_sampling).
 
     Returns:
         (crops, t, height, width, 3).
@@ -275,8 +306,11 @@ def spatial_crops(frames: np.ndarray, size: Size, crops: int = 3) -> np.ndarray:
         return center_crop(frames, size)[None]
     down = height - h >= width - w
     band = center_crop(frames, (height, w) if down else (h, width))
-    step = max(height - h, width - w) / (crops - 1)
-    starts = [int(i * step) for i in range(crops)]
+    spare = max(height - h, width - w)
+    if rule == 'bevt':
+        starts = [0, spare // 2 * 2, spare // 2]
+    else:
+        starts = [int(i * (spare / (crops - 1))) for i in range(crops)]
     if down:
         return np.stack([band[:, start : start + h] for start in starts])
     return np.stack([band[:, :, start : start + w] for start in starts])

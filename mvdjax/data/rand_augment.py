@@ -1,30 +1,34 @@
 """RandAugment for clips, as the published MVD and VideoMAE fine-tuning runs apply it.
 
-Host code: NumPy and PIL only. It runs on whole decoded uint8 frames, before normalisation and RandomResizedCrop.
+Host code: NumPy, PIL and OpenCV. It runs on whole decoded uint8 frames, before normalisation and RandomResizedCrop.
 PIL is the reference, not a convenience: its fixed-point resampling and truncating blends are what the published
-pixels are made of. Source: the golden cases `randaug_{spec,ops,trace}` (levels, pixels and whole traces).
+pixels are made of. `clip_ops` has the same ops for whole clips, several times faster and, rotation aside, within one
+level. Source: the golden cases `randaug_{spec,ops,trace}` (levels, pixels and whole traces).
 """
 
 import dataclasses
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
+from mvdjax.data import clip_ops
+from mvdjax.data.ops import Box
 from mvdjax.errors import UserError
 
 MAX_MAGNITUDE = 10
 APPLY_PROBABILITY = 0.5
-FILL = (128, 128, 128)  # mid grey, not the ImageNet mean: the published runs pass no mean
+MODES = ('exact', 'fast')
+FILL = (clip_ops.FILL,) * 3
 
 _INTERPOLATIONS: dict[str, tuple[Image.Resampling, ...]] = {
     'bicubic': (Image.Resampling.BICUBIC,),
     'bilinear': (Image.Resampling.BILINEAR,),
     'random': (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC),
 }
-_SPEC_FORM = 'rand-m<0..10>-n<ops per clip>[-mstd<standard deviation>]-inc1, for example rand-m7-n4-mstd0.5-inc1'
+_SPEC_FORM = 'rand-m<0..10>-n<ops per clip>[-mstd<standard deviation>][-inc1], for example rand-m7-n4-mstd0.5-inc1'
 _TOKEN = re.compile(r'(m|n|inc)([0-9]+)|(mstd)([0-9]+(?:\.[0-9]+)?)')
 
 
@@ -70,42 +74,110 @@ def _affine(image: Image.Image, matrix: Sequence[float], resample: Image.Resampl
     return image.transform(image.size, Image.Transform.AFFINE, matrix, resample=resample, fillcolor=FILL)
 
 
+_Apply = Callable[[Image.Image, float, Image.Resampling], Image.Image]
+_OnClip = Callable[[np.ndarray, float, bool, Box], np.ndarray]
+
+
 @dataclasses.dataclass(frozen=True)
 class Op:
     """One row of the op table.
 
     Attributes:
       apply: (RGB image, argument, filter) -> image of the same size; only the geometric ops use the filter.
+      on_clip: the same for a clip: (frames, argument, bicubic or else bilinear, box) -> the box of the result, see
+        `clip_ops`.
       level: (magnitude / 10 in 0..1, sign 1 or -1) -> the argument of `apply`.
+      by_pixel: a value of the result depends on the pixel at its place alone, so that a crop may come first.
     """
 
-    apply: Callable[[Image.Image, float, Image.Resampling], Image.Image]
+    apply: _Apply
+    on_clip: _OnClip
     level: Callable[[float, int], float] = _no_level
+    by_pixel: bool = False
+
+
+def _by_value(apply: _Apply, level: Callable[[float, int], float] = _no_level) -> Op:
+    """The row of an op that maps each value by itself: its table is what `apply` makes of all values."""
+
+    def on_clip(frames: np.ndarray, arg: float, cubic: bool, box: Box) -> np.ndarray:
+        table = clip_ops.table_of(lambda image: apply(image, arg, Image.Resampling.BILINEAR))
+        return clip_ops.by_table(frames, table, box)
+
+    return Op(apply, on_clip, level, by_pixel=True)
 
 
 _ENHANCE_LEVEL = _scaled(0.9, centre=1.0)
 
 # The "increasing" set: a higher magnitude always changes the image more. The draw indexes this order.
 OPS: dict[str, Op] = {
-    'AutoContrast': Op(lambda image, _, __: ImageOps.autocontrast(image)),
-    'Equalize': Op(lambda image, _, __: ImageOps.equalize(image)),
-    'Invert': Op(lambda image, _, __: ImageOps.invert(image)),
-    'Rotate': Op(_rotate, _scaled(30.0)),
-    'PosterizeIncreasing': Op(_posterize, lambda fraction, _: 4 - int(fraction * 4)),
-    'SolarizeIncreasing': Op(_solarize, lambda fraction, _: 256 - int(fraction * 256)),
-    'SolarizeAdd': Op(_solarize_add, lambda fraction, _: int(fraction * 110)),
-    'ColorIncreasing': Op(lambda image, factor, _: ImageEnhance.Color(image).enhance(factor), _ENHANCE_LEVEL),
-    'ContrastIncreasing': Op(lambda image, factor, _: ImageEnhance.Contrast(image).enhance(factor), _ENHANCE_LEVEL),
-    'BrightnessIncreasing': Op(lambda image, factor, _: ImageEnhance.Brightness(image).enhance(factor), _ENHANCE_LEVEL),
-    'SharpnessIncreasing': Op(lambda image, factor, _: ImageEnhance.Sharpness(image).enhance(factor), _ENHANCE_LEVEL),
-    'ShearX': Op(lambda image, shear, resample: _affine(image, (1, shear, 0, 0, 1, 0), resample), _scaled(0.3)),
-    'ShearY': Op(lambda image, shear, resample: _affine(image, (1, 0, 0, shear, 1, 0), resample), _scaled(0.3)),
+    'AutoContrast': Op(
+        lambda image, _, __: ImageOps.autocontrast(image),
+        lambda frames, _, __, box: clip_ops.auto_contrast(frames, box),
+    ),
+    'Equalize': Op(
+        lambda image, _, __: ImageOps.equalize(image),
+        lambda frames, _, __, box: clip_ops.equalize(frames, box),
+    ),
+    'Invert': _by_value(lambda image, _, __: ImageOps.invert(image)),
+    'Rotate': Op(_rotate, clip_ops.rotate, _scaled(30.0)),
+    'PosterizeIncreasing': _by_value(_posterize, lambda fraction, _: 4 - int(fraction * 4)),
+    'SolarizeIncreasing': _by_value(_solarize, lambda fraction, _: 256 - int(fraction * 256)),
+    'SolarizeAdd': _by_value(_solarize_add, lambda fraction, _: int(fraction * 110)),
+    'ColorIncreasing': Op(
+        lambda image, factor, _: ImageEnhance.Color(image).enhance(factor),
+        lambda frames, factor, _, box: clip_ops.color(frames, factor, box),
+        _ENHANCE_LEVEL,
+        by_pixel=True,
+    ),
+    'ContrastIncreasing': Op(
+        lambda image, factor, _: ImageEnhance.Contrast(image).enhance(factor),
+        lambda frames, factor, _, box: clip_ops.contrast(frames, factor, box),
+        _ENHANCE_LEVEL,
+    ),
+    'BrightnessIncreasing': _by_value(
+        lambda image, factor, _: ImageEnhance.Brightness(image).enhance(factor), _ENHANCE_LEVEL
+    ),
+    'SharpnessIncreasing': Op(
+        lambda image, factor, _: ImageEnhance.Sharpness(image).enhance(factor),
+        lambda frames, factor, _, box: clip_ops.sharpness(frames, factor, box),
+        _ENHANCE_LEVEL,
+    ),
+    'ShearX': Op(
+        lambda image, shear, resample: _affine(image, (1, shear, 0, 0, 1, 0), resample),
+        clip_ops.shear_x,
+        _scaled(0.3),
+    ),
+    'ShearY': Op(
+        lambda image, shear, resample: _affine(image, (1, 0, 0, shear, 1, 0), resample),
+        clip_ops.shear_y,
+        _scaled(0.3),
+    ),
     'TranslateXRel': Op(
-        lambda image, part, resample: _affine(image, (1, 0, part * image.width, 0, 1, 0), resample), _scaled(0.45)
+        lambda image, part, resample: _affine(image, (1, 0, part * image.width, 0, 1, 0), resample),
+        lambda frames, part, cubic, box: clip_ops.translate_x(frames, part * frames.shape[2], cubic, box),
+        _scaled(0.45),
     ),
     'TranslateYRel': Op(
-        lambda image, part, resample: _affine(image, (1, 0, 0, 0, 1, part * image.height), resample), _scaled(0.45)
+        lambda image, part, resample: _affine(image, (1, 0, 0, 0, 1, part * image.height), resample),
+        lambda frames, part, cubic, box: clip_ops.translate_y(frames, part * frames.shape[1], cubic, box),
+        _scaled(0.45),
     ),
+}
+
+
+def _with_level(name: str, level: Callable[[float, int], float]) -> Op:
+    return dataclasses.replace(OPS[name], level=level)
+
+
+# What a spec without `inc` has in place of the ops that end in Increasing: posterize and solarize change less with a
+# higher magnitude, and the factors of the others go from 0.1 to 1.9, whatever the sign.
+PLAIN_OPS: dict[str, Op] = {
+    'Posterize': _with_level('PosterizeIncreasing', lambda fraction, _: int(fraction * 4)),
+    'Solarize': _with_level('SolarizeIncreasing', lambda fraction, _: int(fraction * 256)),
+    **{
+        name: _with_level(f'{name}Increasing', lambda fraction, _: fraction * 1.8 + 0.1)
+        for name in ('Color', 'Contrast', 'Brightness', 'Sharpness')
+    },
 }
 
 
@@ -114,7 +186,7 @@ class Step:
     """One op that is applied to a clip.
 
     Attributes:
-      op: a key of `OPS`.
+      op: a key of `OPS` or `PLAIN_OPS`.
       arg: the op's argument, the same for every frame; 0 for the ops that take none.
       resample: the filter for each frame, `t` entries.
     """
@@ -126,18 +198,26 @@ class Step:
 
 @dataclasses.dataclass(frozen=True)
 class _Config:
-    """A parsed spec: mean magnitude (0..10), its standard deviation, and ops drawn per clip (at least 1)."""
+    """A parsed spec: mean magnitude (0..10), its standard deviation, ops drawn per clip (at least 1), the op set."""
 
     magnitude: int
     magnitude_std: float
     num_ops: int
+    increasing: bool
+
+    def ops(self) -> Mapping[str, Op]:
+        """The op set; the draw indexes its order."""
+        if self.increasing:
+            return OPS
+        plain = {name: name.removesuffix('Increasing') for name in OPS}
+        return {name: PLAIN_OPS[name] if name != old else OPS[name] for old, name in plain.items()}
 
 
 def _parse_spec(spec: str) -> _Config:
     """Parses a spec of the form `_SPEC_FORM`; tokens after `rand` come in any order.
 
-    `inc` must be given, as 0 or 1: the published parser takes any value of it, 0 included, for the increasing ops,
-    and without it runs other ops, which no published recipe uses and this module does not have.
+    `inc`, as 0 or 1, selects the increasing ops: the published parser takes any value of it for that, 0 included.
+    Without it the plain ops run (`PLAIN_OPS`), which no published recipe uses.
 
     Raises:
       UserError: for an unknown, repeated, missing or out-of-range token, naming it and the allowed form.
@@ -158,7 +238,7 @@ def _parse_spec(spec: str) -> _Config:
         if key in values:
             fail(f'repeated token {token!r}')
         values[key] = value
-    for key in ('m', 'n', 'inc'):
+    for key in ('m', 'n'):
         if key not in values:
             fail(f'token {key!r} is missing')
     magnitude, num_ops = int(values['m']), int(values['n'])
@@ -166,9 +246,9 @@ def _parse_spec(spec: str) -> _Config:
         fail(f'the magnitude in {"m" + values["m"]!r} is outside 0..{MAX_MAGNITUDE}')
     if num_ops < 1:
         fail(f'{"n" + values["n"]!r} asks for no op at all')
-    if values['inc'] not in ('0', '1'):
+    if values.get('inc', '1') not in ('0', '1'):
         fail(f'unknown token {"inc" + values["inc"]!r}')
-    return _Config(magnitude, float(values.get('mstd', '0')), num_ops)
+    return _Config(magnitude, float(values.get('mstd', '0')), num_ops, 'inc' in values)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,19 +259,22 @@ class RandAugment:
       spec: `rand-m7-n4-mstd0.5-inc1` = mean magnitude 7, 4 ops drawn with replacement (each then applied with
         probability 0.5), standard deviation of the magnitude 0.5 (0 if left out), the increasing op set.
       interpolation: filter of the geometric ops: 'bicubic' (published), 'bilinear', or 'random' (either, per frame).
+      mode: 'exact' runs Pillow frame by frame and gives the published pixels; 'fast' runs `clip_ops` on the clip, with
+        the same draws: one level off at most, in bicubic rotation more.
 
     Raises:
-      UserError: at construction, for a misspelt spec or interpolation.
+      UserError: at construction, for a misspelt spec, interpolation or mode.
     """
 
     spec: str = 'rand-m7-n4-mstd0.5-inc1'
     interpolation: str = 'bicubic'
+    mode: str = 'exact'
 
     def __post_init__(self) -> None:
         _parse_spec(self.spec)
-        if self.interpolation not in _INTERPOLATIONS:
-            allowed = ', '.join(_INTERPOLATIONS)
-            raise UserError(f'RandAugment interpolation {self.interpolation!r} is unknown; choose one of {allowed}.')
+        for name, value, known in (('interpolation', self.interpolation, _INTERPOLATIONS), ('mode', self.mode, MODES)):
+            if value not in known:
+                raise UserError(f'RandAugment {name} {value!r} is unknown; choose one of {", ".join(known)}.')
 
     def __call__(self, rng: np.random.Generator, frames: np.ndarray) -> np.ndarray:
         """Augments one clip.
@@ -206,7 +289,14 @@ class RandAugment:
         Raises:
           ValueError: if `frames` has another dtype or shape.
         """
-        return replay(self.plan(rng, len(frames)), frames)
+        return self.apply(self.plan(rng, len(frames)), frames)
+
+    def apply(self, steps: Sequence[Step], frames: np.ndarray, box: Box | None = None) -> np.ndarray:
+        """Applies a plan to a clip, and cuts the box out of the result if one is given; arguments as `replay`."""
+        if self.mode == 'fast':
+            return replay_fast(steps, frames, box)
+        out = replay(steps, frames)
+        return out if box is None else clip_ops.cut(out, box)
 
     def plan(self, rng: np.random.Generator, num_frames: int) -> tuple[Step, ...]:
         """Makes all draws for a clip of `num_frames` frames; returns the ops to apply, in order (0 to n of them).
@@ -214,8 +304,8 @@ class RandAugment:
         Skip, magnitude and sign are drawn for every op, used or not, so the number of draws is always the same.
         """
         config = _parse_spec(self.spec)
-        n = config.num_ops
-        names = list(OPS)
+        n, ops = config.num_ops, config.ops()
+        names = list(ops)
         chosen = rng.integers(len(names), size=n)
         applied = rng.random(n) < APPLY_PROBABILITY
         magnitudes = np.clip(rng.normal(config.magnitude, config.magnitude_std, n), 0, MAX_MAGNITUDE)
@@ -225,7 +315,7 @@ class RandAugment:
         return tuple(
             Step(
                 op=names[chosen[i]],
-                arg=OPS[names[chosen[i]]].level(float(magnitudes[i]) / MAX_MAGNITUDE, int(signs[i])),
+                arg=ops[names[chosen[i]]].level(float(magnitudes[i]) / MAX_MAGNITUDE, int(signs[i])),
                 resample=tuple(filters[pick] for pick in picks[i]),
             )
             for i in range(n)
@@ -233,8 +323,17 @@ class RandAugment:
         )
 
 
+def _check_frames(frames: np.ndarray) -> None:
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not len(frames):
+        raise ValueError(f'RandAugment takes uint8 (t, h, w, 3) frames, not {frames.dtype} {frames.shape}')
+
+
+def _op(step: Step) -> Op:
+    return OPS[step.op] if step.op in OPS else PLAIN_OPS[step.op]
+
+
 def replay(steps: Sequence[Step], frames: np.ndarray) -> np.ndarray:
-    """Applies `steps` in order to every frame, without any draw.
+    """Applies `steps` in order to every frame with Pillow, without any draw.
 
     Args:
       steps: ops with one filter per frame, from `RandAugment.plan` or scripted.
@@ -246,12 +345,49 @@ def replay(steps: Sequence[Step], frames: np.ndarray) -> np.ndarray:
     Raises:
       ValueError: if `frames` has another dtype or shape.
     """
-    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not len(frames):
-        raise ValueError(f'RandAugment takes uint8 (t, h, w, 3) frames, not {frames.dtype} {frames.shape}')
+    _check_frames(frames)
     out = np.empty_like(frames, order='C')
     for index, frame in enumerate(frames):
         image = Image.fromarray(frame)
         for step in steps:
-            image = OPS[step.op].apply(image, step.arg, step.resample[index])
+            image = _op(step).apply(image, step.arg, step.resample[index])
         out[index] = np.asarray(image)
+    return out
+
+
+def replay_fast(steps: Sequence[Step], frames: np.ndarray, box: Box | None = None) -> np.ndarray:
+    """`replay` by `clip_ops`, of which only the pixels inside `box` are made as far as later ops need no others.
+
+    Args:
+      steps: see `replay`.
+      frames: see `replay`.
+      box: (top, left, height, width) inside the frame; None is the whole frame.
+
+    Returns:
+      A new array (t, height, width, 3), the box of what the whole result would be.
+
+    Raises:
+      ValueError: if `frames` has another dtype or shape.
+    """
+    _check_frames(frames)
+    frames = np.ascontiguousarray(frames)
+    wanted = (0, 0, *frames.shape[1:3]) if box is None else box
+    if not steps:
+        return np.array(clip_ops.cut(frames, wanted), order='C')
+    # The last op that looks beyond the pixel's own place needs whole frames; it, or the first op, makes the cut.
+    cutting = max((i for i, step in enumerate(steps) if not _op(step).by_pixel), default=0)
+    for index, step in enumerate(steps):
+        part = wanted if index == cutting else (0, 0, *frames.shape[1:3])
+        frames = np.ascontiguousarray(_on_clip(step, frames, part))
+    return frames
+
+
+def _on_clip(step: Step, frames: np.ndarray, box: Box) -> np.ndarray:
+    """One op on a clip; where the filter differs between frames, on the frames of each filter."""
+    filters = np.array(step.resample) == Image.Resampling.BICUBIC
+    if filters.all() or not filters.any():
+        return _op(step).on_clip(frames, step.arg, bool(filters[0]), box)
+    out = np.empty((len(frames), box[2], box[3], 3), np.uint8)
+    for cubic in (False, True):
+        out[filters == cubic] = _op(step).on_clip(frames[filters == cubic], step.arg, cubic, box)
     return out

@@ -3,7 +3,8 @@
     video           uint8 (b, t, h, w, 3): RGB in [0, 255], normalised on the device; an image is a clip of one frame.
                     In evaluation uint8 (b, views, t, h, w, 3).
     teacher_video   uint8 (b, t, h, w, 3): the same crop at the image teacher's input size, where that differs.
-    mask            bool (b, tokens): True = masked, tokens in t, h, w order, a fixed count in each row.
+    token_video     uint8 (b, t, h, w, 3): the same crop at the size that BEVT's tokenizer takes.
+    mask            bool (b, tokens): True = masked, tokens in t, h, w order, a fixed count in each row (BEVT: varying).
     label           int32 (b,): class.
     erase           int32 (b, 4): top, left, height, width of the random-erasing box; zeros = none.
     index           int32 (b,): evaluation: place in the list.

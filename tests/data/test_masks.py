@@ -1,3 +1,6 @@
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -73,3 +76,82 @@ def test_unknown_kinds_name_the_known_ones():
     for call in (masks.num_masked, lambda *a: masks.make_mask(a[0], np.random.default_rng(0), *a[1:])):
         with pytest.raises(UserError, match=r"'cube'.*tube, random, random_clip"):
             call('cube', GRID, 0.5)
+
+
+BEVT = json.loads((Path(__file__).parents[1] / 'golden' / 'bevt' / 'masks_pretrain.json').read_text())
+DRAWS = 1000
+
+
+@pytest.fixture(scope='module')
+def tubes():
+    rng = np.random.default_rng(0)
+    return np.stack([masks.block_tube_mask(rng, GRID, 98) for _ in range(DRAWS)]).reshape(-1, 8, 196)
+
+
+@pytest.fixture(scope='module')
+def blocks():
+    rng = np.random.default_rng(1)
+    return np.stack([masks.block_mask(rng, (14, 14), 98) for _ in range(DRAWS)])
+
+
+def near(values, golden, errors=5):
+    """Whether the mean of `values` is within a few standard errors of the golden one, both being samples."""
+    error = np.sqrt(golden['variance'] * (1 / len(values) + 1 / BEVT['draws']))
+    return abs(np.mean(values) - golden['mean']) < errors * error
+
+
+def test_block_masks_have_the_published_statistics(blocks):
+    assert blocks.dtype == np.bool_
+    counts = blocks.sum((1, 2))
+    assert near(counts, BEVT['image']['masked_patches'])
+    assert counts.max() == 98
+    assert counts.min() >= 85
+    pairs = [(blocks[:, 1:] == blocks[:, :-1]).mean((1, 2)), (blocks[:, :, 1:] == blocks[:, :, :-1]).mean((1, 2))]
+    assert near(np.mean(pairs, axis=0), BEVT['image']['agreement_of_neighbouring_positions'])
+    with np.load(Path(__file__).parents[1] / 'golden' / 'bevt' / 'masks_pretrain.npz') as file:
+        likely = file['position_probability_image'].reshape(14, 14)
+    assert np.abs(blocks.mean(0) - likely).max() < 0.09  # 5 standard errors
+
+
+def test_first_block_has_the_published_shape():
+    rng = np.random.default_rng(2)
+    sizes = []
+    for _ in range(DRAWS):
+        mask = np.zeros((14, 14), np.bool_)
+        masks._block(rng, mask, 16, 98, 0.3)
+        rows, columns = np.nonzero(mask.any(1))[0], np.nonzero(mask.any(0))[0]
+        assert mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all()
+        sizes.append((len(rows), len(columns), rows[0], columns[0]))
+    for i, name in enumerate(('height', 'width', 'top', 'left')):
+        assert near([size[i] for size in sizes], BEVT['first_block'][name])
+    areas = np.array([size[0] * size[1] for size in sizes])
+    assert near(areas, BEVT['first_block']['area'])
+    assert areas.min() >= 12
+
+
+def test_block_tubes_have_the_published_statistics(tubes):
+    assert tubes.dtype == np.bool_
+    slots = tubes.any(2)
+    lengths = slots.sum(1)
+    assert set(lengths) == {4, 5, 6, 7, 8}
+    assert near(lengths, BEVT['video']['tube_length'])
+    assert near(tubes.mean((1, 2)), BEVT['video']['fraction_masked_overall'])
+    assert near((tubes[:, 1:] == tubes[:, :-1]).mean((1, 2)), BEVT['video']['agreement_of_adjacent_latent_frames'])
+    for mask, used, length in zip(tubes, slots, lengths, strict=True):
+        blocks = mask[used]
+        assert (blocks == blocks[0]).all()
+        runs = np.flatnonzero(used & ~np.roll(used, 1))  # where a run begins, going round
+        assert len(runs) == (0 if length == 8 else 1)
+    starts = [int(np.flatnonzero(used & ~np.roll(used, 1))[0]) for used in slots if not used.all()]
+    assert np.bincount(starts, minlength=8).min() > 0.06 * len(starts)
+
+
+def test_block_masks_repeat_with_the_seed_and_stop_where_nothing_fits():
+    first, again, other = (masks.block_tube_mask(np.random.default_rng(s), GRID, 98) for s in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+    # A block is strictly smaller than the grid: nothing fits into a single place.
+    assert not masks.block_mask(np.random.default_rng(0), (1, 1), 1, smallest=1).any()
+    whole = masks.block_tube_mask(np.random.default_rng(0), (4, 6, 6), 12, smallest=2, tube=(1.0, 1.0)).reshape(4, 36)
+    assert (whole == whole[0]).all()
+    assert 1 <= whole[0].sum() <= 12

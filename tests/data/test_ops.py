@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -120,6 +121,30 @@ def test_antialiased_crop_pads_black_outside_and_may_be_oblong():
     assert ops.crop_resize_antialias(frames, (2, 3, 10, 8), (6, 5)).shape == (1, 6, 5, 3)
 
 
+def test_fast_antialiased_resize_is_within_a_level_where_it_enlarges_and_exact_elsewhere():
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 256, (2, 70, 90, 3), np.uint8)
+    enlarged = 0
+    for _ in range(60):
+        h, w = int(rng.integers(5, 71)), int(rng.integers(5, 91))
+        box = (int(rng.integers(0, 71 - h)), int(rng.integers(0, 91 - w)), h, w)
+        exact = ops.crop_resize_antialias(frames, box, 48).astype(int)
+        fast = ops.crop_resize_antialias(frames, box, 48, fast=True)
+        assert fast.dtype == np.uint8
+        larger = h <= 48 and w <= 48
+        assert np.abs(exact - fast).max() <= (1 if larger else 0), box
+        enlarged += larger
+    assert 10 < enlarged < 50
+    same = ops.crop_resize_antialias(frames, (3, 4, 48, 48), 48, fast=True)
+    np.testing.assert_array_equal(same, frames[:, 3:51, 4:52])
+    outside = (-2, 0, 40, 40)  # padded as without `fast`
+    np.testing.assert_array_equal(
+        ops.crop_resize_antialias(frames, outside, 48, fast=True), ops.crop_resize_antialias(frames, outside, 48)
+    )
+    bicubic = [ops.crop_resize_antialias(frames, (1, 1, 30, 30), 48, 'bicubic', fast) for fast in (False, True)]
+    np.testing.assert_array_equal(*bicubic)
+
+
 def test_random_resized_boxes_match_every_golden_case():
     for case in golden('rrc_boxes')['cases']:
         rng = Scripted(case['u'], case['randint_fraction'])
@@ -215,6 +240,16 @@ def test_all_views_of_a_video_match_golden():
         np.testing.assert_allclose(np.stack(views), data[f'out{case["index"]}'], **FLOAT)
 
 
+def test_bevt_crops_match_every_golden_case():
+    case = json.loads((GOLDEN.parent / 'bevt' / 'frame_sampling.json').read_text())
+    rng = np.random.default_rng(0)
+    for crop in case['three_crop']:
+        frames = rng.integers(0, 256, (1, crop['height'], crop['width'], 3), np.uint8)
+        crops = ops.spatial_crops(frames, crop['crop'], 3, 'bevt')
+        for found, (x1, y1, x2, y2) in zip(crops, crop['boxes_x1y1x2y2'], strict=True):
+            np.testing.assert_array_equal(found, frames[:, y1:y2, x1:x2])
+
+
 def test_one_spatial_crop_is_the_centre_and_smaller_crops_are_centred_on_the_short_side():
     frames = np.random.default_rng(0).integers(0, 256, (2, 20, 33, 3), np.uint8)
     np.testing.assert_array_equal(ops.spatial_crops(frames, 20, 1)[0], ops.center_crop(frames, 20))
@@ -254,6 +289,36 @@ def test_crops_that_do_not_fit_are_the_users_mistake():
     with pytest.raises(UserError, match='at least 1 pixel'):
         ops.center_crop(frames, (0, 4))
     assert ops.center_crop(frames, (10, 30)).shape == (1, 10, 30, 3)
+
+
+def test_random_short_side_crops_are_cut_from_frames_of_every_size_asked_for():
+    frames = np.random.default_rng(0).integers(0, 256, (2, 48, 80, 3), np.uint8)
+    seen = set()
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        crop = ops.random_short_side_crop(rng, frames, (40, 44), (48, 51))
+        replayed = np.random.default_rng(seed)
+        short = int(replayed.integers(48, 52))
+        long = int(80 * short / 48 + 0.5)
+        top, left = int(replayed.integers(0, short - 40 + 1)), int(replayed.integers(0, long - 44 + 1))
+        resized = np.stack([cv2.resize(f, (long, short), interpolation=cv2.INTER_CUBIC) for f in frames])
+        np.testing.assert_array_equal(crop, resized[:, top : top + 40, left : left + 44])
+        seen.add(short)
+    assert seen == {48, 49, 50, 51}
+    tall = ops.random_short_side_crop(np.random.default_rng(0), frames.swapaxes(1, 2), 48, (48, 48))
+    assert tall.shape == (2, 48, 48, 3)
+    with pytest.raises(UserError, match='a crop of 60 x 60 does not fit into frames of 48 x 80'):
+        ops.random_short_side_crop(np.random.default_rng(0), frames, 60, (48, 48))
+
+
+def test_the_tokenizers_view_is_half_the_size_and_not_averaged():
+    frames = np.random.default_rng(0).integers(0, 256, (2, 32, 48, 3), np.uint8)
+    out = ops.resize_lanczos(frames, (16, 24))
+    assert out.shape == (2, 16, 24, 3)
+    expected = cv2.resize(frames[1], (24, 16), interpolation=cv2.INTER_LANCZOS4)
+    np.testing.assert_array_equal(out[1], expected)
+    assert ops.resize_lanczos(frames, 16).shape == (2, 16, 16, 3)
+    assert out.std() > 1.2 * frames.reshape(2, 16, 2, 24, 2, 3).mean((2, 4)).std()
 
 
 def test_flip_mirrors_left_and_right():

@@ -10,7 +10,7 @@ from mvdjax.data import ops, sampling
 from mvdjax.data.decode import read_frames, read_image
 from mvdjax.data.masks import num_masked
 from mvdjax.data.pipeline import make_recipe
-from mvdjax.data.recipes import finetune, images, pretrain, views
+from mvdjax.data.recipes import bevt_clips, bevt_images, finetune, images, pretrain, views
 from mvdjax.data.schema import Record
 from mvdjax.errors import UserError
 
@@ -18,6 +18,8 @@ MASK = {'kind': 'tube', 'ratio': 0.75}
 PRETRAIN = {'size': 48, 'length': 8, 'stride': 2, 'patch': (2, 8, 8), 'mask': MASK}
 IMAGES = {'size': 48, 'patch': (1, 8, 8), 'mask': {'kind': 'random', 'ratio': 0.75}}
 FINETUNE = {'size': 48, 'length': 8, 'stride': 2}
+BEVT = {'size': 32, 'patch': (2, 8, 8), 'masked': 8, 'smallest_block': 2, 'short_sides': (36, 44), 'token_size': 16}
+BEVT_IMAGE = {**BEVT, 'patch': (1, 8, 8)}
 VIEWS = {'size': 48, 'length': 8, 'stride': 2, 'clips': 3, 'crops': 3}
 
 
@@ -143,6 +145,122 @@ def test_an_oblong_sample_is_not_squeezed(video):
     assert sum(np.array_equal(draw(recipe, video, seed)['video'], whole(seed)) for seed in range(12)) > 6
 
 
+def test_bevt_clips_shapes_and_masks(video):
+    recipe = bevt_clips.Recipe(**BEVT, length=8, stride=3)
+    sample = draw(recipe, video)
+    assert shapes(sample) == {
+        'video': ((8, 32, 32, 3), 'uint8'),
+        'token_video': ((8, 16, 16, 3), 'uint8'),
+        'mask': ((64,), 'bool'),
+    }
+    np.testing.assert_array_equal(sample['token_video'], ops.resize_lanczos(sample['video'], 16))
+    for seed in range(12):
+        slots = draw(recipe, video, seed)['mask'].reshape(4, 16).sum(1)
+        assert 2 <= (slots > 0).sum() <= 4
+        assert slots.max() <= 8
+    published = bevt_clips.Recipe()
+    assert published._grid() == (8, 14, 14)
+
+
+def test_bevt_images_shapes_masks_and_jitter(image):
+    recipe = bevt_images.Recipe(**BEVT_IMAGE)
+    sample = draw(recipe, image)
+    assert shapes(sample) == {
+        'video': ((1, 32, 32, 3), 'uint8'),
+        'token_video': ((1, 16, 16, 3), 'uint8'),
+        'mask': ((16,), 'bool'),
+    }
+    np.testing.assert_array_equal(sample['token_video'], ops.resize_lanczos(sample['video'], 16))  # after the jitter
+    assert 2 <= sample['mask'].sum() <= 8
+    still = draw(bevt_images.Recipe(**BEVT_IMAGE, color_jitter=(0.0, 0.0, 0.0, 0.0)), image)
+    assert (still['video'] != sample['video']).any()
+    np.testing.assert_array_equal(still['mask'], sample['mask'])  # the draws are the same
+
+
+@pytest.mark.parametrize('rule', ['dense', 'segments', 'floor_segments', 'windows'])
+def test_every_sampling_rule_trains_and_tests(video, rule):
+    options = {'size': 64, 'length': 8, 'stride': 2, 'sampling': rule}
+    whole = finetune.Recipe(**options, scale=(1.0, 1.0), flip=0.0)
+
+    def frames(ids):
+        return ops.short_side_resize(read_frames(video.path, lambda _: ids), 64).astype(int)
+
+    rng = np.random.default_rng(3)
+    ids = sampling.RULES[rule].train(60, rng, 8, 2)
+    found = draw(whole, video, seed=3)['video'].mean((1, 2))
+    near, far = (np.abs(frames(chosen).mean((1, 2)) - found).mean() for chosen in (ids, ids[::-1].copy()))
+    assert near < far  # crops differ by their place only, so their means follow the frames
+    recipe = views.Recipe(**options, clips=2, crops=1)
+    tested = draw(recipe, video)['video']
+    for clip, ids in zip(tested, sampling.RULES[rule].test(60, 8, 2, 2), strict=True):
+        np.testing.assert_array_equal(clip, ops.center_crop(frames(ids), 64))
+
+
+def test_bevt_views_are_its_three_crops_of_each_clip(video):
+    options = {**VIEWS, 'size': 49, 'sampling': 'windows', 'clips': 2}
+    even, bevt = (draw(views.Recipe(**options, crop_rule=rule), video)['video'] for rule in ('even', 'bevt'))
+    assert even.shape == bevt.shape == (6, 8, 49, 49, 3)
+    # 49 x 73 frames have 24 pixels to spare: the same crops, in the order start, end, middle.
+    np.testing.assert_array_equal(bevt.reshape(2, 3, -1), even.reshape(2, 3, -1)[:, [0, 2, 1]])
+
+
+def test_a_flip_swaps_the_labels_that_it_turns_into_each_other(video):
+    options = {**FINETUNE, 'views': 3}
+    plain, swapped = (finetune.Recipe(**options, flip_swaps=swaps) for swaps in ((), ((5, 7), (1, 2))))
+    never = finetune.Recipe(**options, flip=0.0)
+    flips = 0
+    for seed in range(8):
+        clips, unflipped = (draw(recipe, video, seed) for recipe in (swapped, never))
+        np.testing.assert_array_equal(clips['video'], draw(plain, video, seed)['video'])  # the pixels do not care
+        turned = [not np.array_equal(a, b) for a, b in zip(clips['video'], unflipped['video'], strict=True)]
+        assert clips['label'].tolist() == [7 if flipped else 5 for flipped in turned]
+        flips += sum(turned)
+    assert 4 < flips < 20
+    other = Record(video.path, 3, 1)
+    assert set(draw(swapped, other)['label'].tolist()) == {3}
+    assert set(draw(finetune.Recipe(**options, flip=1.0, flip_swaps=((7, 5),)), video)['label'].tolist()) == {7}
+
+
+def test_both_modes_of_rand_augment_are_near_each_other_and_draw_alike(video):
+    options = {**FINETUNE, 'views': 2, 'erasing': 0.5, 'rand_augment': 'rand-m7-n4-mstd0.5-inc1'}
+    fast, exact = (finetune.Recipe(**options, rand_augment_mode=mode) for mode in ('fast', 'exact'))
+    assert finetune.Recipe(**options) == fast
+    plain = finetune.Recipe(**{**options, 'rand_augment': ''})
+    close, changed = 0, 0
+    for seed in range(6):
+        one, two, none = (draw(recipe, video, seed) for recipe in (fast, exact, plain))
+        np.testing.assert_array_equal(one['erase'], two['erase'])
+        close += np.abs(one['video'].astype(int) - two['video']).mean() < 1
+        changed += np.abs(one['video'].astype(int) - none['video']).mean() > 5
+    assert close >= 5
+    assert changed >= 5
+
+
+def test_both_resizes_of_pretraining_are_within_a_level(video):
+    options = {**PRETRAIN, 'teacher_size': 40}
+    fast, exact = (pretrain.Recipe(**options, resize=resize) for resize in ('fast', 'exact'))
+    assert pretrain.Recipe(**options) == fast
+    differ = 0
+    for seed in range(10):
+        one, two = draw(fast, video, seed), draw(exact, video, seed)
+        np.testing.assert_array_equal(one['mask'], two['mask'])
+        for name in ('video', 'teacher_video'):
+            off = np.abs(one[name].astype(int) - two[name])
+            assert off.max() <= 1
+            differ += off.any()
+    assert 0 < differ < 20
+
+
+def test_colour_jitter_of_fine_tuning_leaves_the_geometry(video):
+    plain, jittered = (
+        finetune.Recipe(**FINETUNE, color_jitter=limits) for limits in ((0.0,) * 4, (0.6, 0.6, 0.6, 0.0))
+    )
+    a, b = draw(plain, video, 1)['video'], draw(jittered, video, 1)['video']
+    assert (a != b).any()
+    frames = [x.astype(float).reshape(8, -1) for x in (a, b)]
+    assert min(np.corrcoef(x, y)[0, 1] for x, y in zip(*frames, strict=True)) > 0.7
+
+
 def test_repeated_augmentation_crops_the_same_frames(video):
     still = {'size': 48, 'length': 8, 'sampling': 'segments', 'flip': 0.0, 'scale': (1.0, 1.0), 'views': 2}
     both = draw(finetune.Recipe(**still), video, seed=4)['video'].astype(int)
@@ -190,6 +308,8 @@ def test_views_draw_nothing(video):
     [
         ('pretrain', {**PRETRAIN, 'teacher_size': 24}),
         ('finetune', {**FINETUNE, 'views': 2, 'erasing': 0.5, 'rand_augment': 'rand-m7-n4-mstd0.5-inc1'}),
+        ('finetune', {**FINETUNE, 'color_jitter': (0.4, 0.4, 0.4, 0.1), 'flip_swaps': ((5, 7),)}),
+        ('bevt_clips', {**BEVT, 'length': 8, 'stride': 2}),
         ('views', VIEWS),
     ],
 )
@@ -235,11 +355,33 @@ BAD = [
     ('images', {**IMAGES, 'scale': (0.5, 0.2)}, 'scale must be two rising shares'),
     ('images', {**IMAGES, 'length': 3}, "has no key 'length'"),
     ('finetune', {**FINETUNE, 'views': 0}, 'views must be at least 1'),
-    ('finetune', {**FINETUNE, 'sampling': 'sparse'}, "sampling must be one of dense, segments, not 'sparse'"),
+    (
+        'finetune',
+        {**FINETUNE, 'sampling': 'sparse'},
+        "sampling must be one of dense, segments, floor_segments, windows, not 'sparse'",
+    ),
     ('finetune', {**FINETUNE, 'scale': (0.0, 1.0)}, 'scale must be two rising shares'),
     ('finetune', {**FINETUNE, 'erasing': -0.5}, r'erasing must lie in \[0, 1\]'),
     ('finetune', {**FINETUNE, 'rand_augment': 'rand-q'}, 'RandAugment spec'),
     ('finetune', {**FINETUNE, 'flip': '0'}, "flip must be a number, not '0'"),
+    ('finetune', {**FINETUNE, 'flip_swaps': ((1, 2), (2, 3))}, 'flip_swaps names a class twice'),
+    ('finetune', {**FINETUNE, 'flip_swaps': ((1, 2, 3),)}, 'flip_swaps must be pairs of class numbers'),
+    ('finetune', {**FINETUNE, 'flip_swaps': (1, 2)}, 'flip_swaps must be pairs of class numbers'),
+    ('finetune', {**FINETUNE, 'flip_swaps': ((-1, 2),)}, 'flip_swaps must be pairs of class numbers'),
+    ('finetune', {**FINETUNE, 'flip_swaps': ((1, 2),), 'flip': 0.0}, 'flip_swaps does nothing where flip is 0'),
+    ('finetune', {**FINETUNE, 'rand_augment': 'rand-m7-n4', 'rand_augment_mode': 'quick'}, "mode 'quick' is unknown"),
+    ('finetune', {**FINETUNE, 'color_jitter': (0.4, 0.4, 0.4, 0.9)}, r'hue in \[0, 0.5\]'),
+    ('pretrain', {**PRETRAIN, 'resize': 'pil'}, "resize must be 'exact' or 'fast', not 'pil'"),
+    ('bevt_clips', {**BEVT, 'masked': 16}, 'smallest_block <= masked < 16'),
+    ('bevt_clips', {**BEVT, 'smallest_block': 9}, 'smallest_block <= masked < 16'),
+    ('bevt_clips', {**BEVT, 'short_sides': (30, 40)}, r'short_sides must be a rising range that starts at 32'),
+    ('bevt_clips', {**BEVT, 'tube': (0.8, 0.5)}, 'tube must be two rising shares'),
+    ('bevt_clips', {**BEVT, 'length': 7}, 'does not divide into patches'),
+    ('bevt_images', {**BEVT_IMAGE, 'patch': (2, 8, 8)}, 'does not divide into patches'),
+    ('bevt_images', {**BEVT_IMAGE, 'flip': 2.0}, r'flip must lie in \[0, 1\]'),
+    ('bevt_images', {**BEVT_IMAGE, 'color_jitter': (-0.4, 0.4, 0.4, 0.0)}, r'saturation in \[0, 1\]'),
+    ('views', {**VIEWS, 'crop_rule': 'odd'}, "crop_rule must be one of even, bevt, not 'odd'"),
+    ('views', {**VIEWS, 'crop_rule': 'bevt', 'crops': 2}, "crop_rule 'bevt' makes 3 crops, not 2"),
     ('views', {**VIEWS, 'clips': 0}, 'clips must be at least 1'),
     ('views', {**VIEWS, 'crops': 0}, 'crops must be at least 1'),
     ('views', {**VIEWS, 'sampling': 'sparse'}, 'sampling must be one of dense, segments'),

@@ -1,18 +1,16 @@
 """Clips for fine-tuning a classifier: random-resized crop, flip, RandAugment, random erasing, repeated augmentation."""
 
 import dataclasses
-import functools
+from collections.abc import Sequence
 
 import numpy as np
 
-from mvdjax.data import media, ops, sampling
+from mvdjax.data import color, media, ops, sampling
 from mvdjax.data.decode import read_frames
 from mvdjax.data.limits import check_counts, check_scale, check_shares
 from mvdjax.data.rand_augment import RandAugment
 from mvdjax.data.schema import Record, Sample, stack_views
 from mvdjax.errors import UserError
-
-SAMPLINGS = ('dense', 'segments')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,16 +18,21 @@ class Recipe:
     """One clip per video, `views` augmentations of it.
 
     The published order: RandAugment on the decoded frames, random-resized crop, flip; erasing is drawn here and filled
-    with noise on the device. The resize rounds to uint8, where the original keeps floats.
+    with noise on the device. The resize rounds to uint8, where the original keeps floats. Colour jitter, which no
+    published fine-tuning run uses, comes after the flip.
 
     Attributes:
       size: of the crop after resizing, in pixels: the side of a square, or (height, width).
-      sampling: 'dense' (Kinetics: a window of length * stride frames) or 'segments' (Something-Something).
+      sampling: a key of `sampling.RULES`: 'dense' (Kinetics: a window of length * stride frames), 'segments'
+        (Something-Something), 'floor_segments' (the same, VideoMAE's rule) or 'windows' (Kinetics, BEVT's rule).
       length: frames per clip.
-      stride: of 'dense' sampling.
+      stride: of 'dense' and 'windows'.
       scale: range of the crop's share of the area.
       flip: probability of a horizontal flip; 0 where left and right matter.
+      flip_swaps: pairs of classes that a flip turns into each other, as ((93, 94),): the label follows the picture.
       rand_augment: specification such as 'rand-m7-n4-mstd0.5-inc1', or '' for none.
+      rand_augment_mode: 'fast' or 'exact' (Pillow's pixels, several times slower), see `rand_augment.RandAugment`.
+      color_jitter: largest change of brightness, contrast, saturation and hue, see `color.color_jitter`.
       erasing: probability of random erasing.
       views: repeated augmentation: crops of the same frames per video (the published runs: 2).
     """
@@ -40,7 +43,10 @@ class Recipe:
     stride: int = 4
     scale: tuple[float, float] = (0.08, 1.0)
     flip: float = 0.5
+    flip_swaps: Sequence[tuple[int, int]] = ()
     rand_augment: str = ''
+    rand_augment_mode: str = 'fast'
+    color_jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
     erasing: float = 0.0
     views: int = 1
 
@@ -49,27 +55,40 @@ class Recipe:
         check_counts(size=self.size, length=self.length, stride=self.stride, views=self.views)
         check_scale(self.scale)
         check_shares(flip=self.flip, erasing=self.erasing)
-        if self.sampling not in SAMPLINGS:
-            raise UserError(f'sampling must be one of {", ".join(SAMPLINGS)}, not {self.sampling!r}')
-        if self.rand_augment:
-            self._augment()
+        sampling.check_rule(self.sampling)
+        self._check_swaps()
+        color.check_jitter(self.color_jitter)
+        self._augment()
 
-    def _augment(self) -> RandAugment:
-        return RandAugment(self.rand_augment)
+    def _check_swaps(self) -> None:
+        swaps = [tuple(pair) if isinstance(pair, (tuple, list)) else (pair,) for pair in self.flip_swaps]
+        classes = [label for pair in swaps for label in pair]
+        if any(len(pair) != 2 or not all(isinstance(label, int) and label >= 0 for label in pair) for pair in swaps):
+            raise UserError(f'data options: flip_swaps must be pairs of class numbers, not {self.flip_swaps!r}')
+        if len(set(classes)) < len(classes):
+            raise UserError(f'data options: flip_swaps names a class twice: {self.flip_swaps!r}')
+        if swaps and not self.flip:
+            raise UserError('data options: flip_swaps does nothing where flip is 0: state the probability of a flip')
 
-    def _indices(self, num_frames: int, rng: np.random.Generator) -> np.ndarray:
-        if self.sampling == 'dense':
-            return sampling.kinetics_train(num_frames, rng, self.length, self.stride)
-        return sampling.segments_train(num_frames, rng, self.length)
+    def _augment(self) -> RandAugment | None:
+        return RandAugment(self.rand_augment, mode=self.rand_augment_mode) if self.rand_augment else None
+
+    def _flipped(self, label: int) -> int:
+        swaps = {old: new for a, b in self.flip_swaps for old, new in ((a, b), (b, a))}
+        return swaps.get(label, label)
 
     def _view(self, frames: np.ndarray, label: int, rng: np.random.Generator) -> Sample:
-        if self.rand_augment:
-            frames = self._augment()(rng, frames)
         height, width = frames.shape[1:3]
+        augment = self._augment()
+        steps = augment.plan(rng, len(frames)) if augment else ()
         box = ops.random_resized_crop_box(rng, height, width, self.scale, ops.crop_ratio(self.size))
+        if augment:  # on the whole frames, of which only the box is wanted
+            frames, box = augment.apply(steps, frames, box), (0, 0, *box[2:])
         clip = ops.crop_resize_bilinear(frames, box, self.size)
         if rng.random() < self.flip:
-            clip = ops.flip(clip)
+            clip, label = ops.flip(clip), self._flipped(label)
+        if any(self.color_jitter):
+            clip = color.color_jitter(rng, clip, *self.color_jitter)
         sample = {'video': clip, 'label': np.int32(label)}
         if self.erasing:
             sample['erase'] = ops.random_erasing_box(rng, *ops.height_width(self.size), self.erasing)
@@ -77,5 +96,6 @@ class Recipe:
 
     def __call__(self, record: Record, rng: np.random.Generator) -> Sample:
         """A sample with `video`, `label`, maybe `erase`, each with a leading axis of `views` if there are several."""
-        frames = read_frames(media.fetch(record.path), functools.partial(self._indices, rng=rng))
+        pick = sampling.RULES[self.sampling].train
+        frames = read_frames(media.fetch(record.path), lambda n: pick(n, rng, self.length, self.stride))
         return stack_views([self._view(frames, record.label, rng) for _ in range(self.views)])

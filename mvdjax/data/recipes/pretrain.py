@@ -25,9 +25,10 @@ class Recipe:
       length: frames per clip.
       stride: frames between two of them.
       teacher_size: likewise, of a second resize of the same crop for the image teacher, or 0 for none.
+      resize: 'fast', or 'exact' for Pillow's pixels everywhere: one level apart at most, and only where the crop is no
+        larger than `size`.
       views: clips per video and step, one from each of as many equal parts of the video, each with a crop and a mask
         of its own (`num_sample` of the published code, which has 1 in every run).
-      resize: 'exact' (the published pixels) or 'fast' (see `ops.crop_resize_fast` for the difference).
     """
 
     size: ops.Size
@@ -36,16 +37,16 @@ class Recipe:
     length: int = 16
     stride: int = 4
     teacher_size: ops.Size = 0
+    resize: str = 'fast'
     views: int = 1
-    resize: str = 'exact'
 
     def __post_init__(self) -> None:
         """Refuses options that make no sample."""
         check_counts(size=self.size, length=self.length, stride=self.stride, views=self.views)
         check_counts(0, teacher_size=self.teacher_size)
+        if self.resize not in ('exact', 'fast'):
+            raise UserError(f"data options: resize must be 'exact' or 'fast', not {self.resize!r}")
         mask_grid(self.length, self.size, self.patch, self.mask)
-        if self.resize not in ops.RESIZES:
-            raise UserError(f'data options: resize must be one of {", ".join(ops.RESIZES)}, not {self.resize!r}')
 
     def __call__(self, record: Record, rng: np.random.Generator) -> Sample:
         """A sample with `video`, `mask`, maybe `teacher_video`, each with a leading axis of `views` if several."""
@@ -58,12 +59,12 @@ class Recipe:
     def _view(self, frames: np.ndarray, rng: np.random.Generator) -> Sample:
         height, width = frames.shape[1:3]
         box = ops.multiscale_crop_box(rng, height, width, self.size)
-        resized = ops.crop_resize_antialias if self.resize == 'exact' else ops.crop_resize_fast
         grid = mask_grid(self.length, self.size, self.patch, self.mask)
+        fast = self.resize == 'fast'
         sample = {
-            'video': resized(frames, box, self.size),
+            'video': ops.crop_resize_antialias(frames, box, self.size, fast=fast),
             'mask': make_mask(rng=rng, grid=grid, **self.mask),
         }
         if self.teacher_size:
-            sample['teacher_video'] = resized(frames, box, self.teacher_size)
+            sample['teacher_video'] = ops.crop_resize_antialias(frames, box, self.teacher_size, fast=fast)
         return sample

@@ -7,7 +7,6 @@ import numpy as np
 from mvdjax.data import media, ops, sampling
 from mvdjax.data.decode import read_frames
 from mvdjax.data.limits import check_counts
-from mvdjax.data.recipes.finetune import SAMPLINGS
 from mvdjax.data.schema import Record, Sample
 from mvdjax.errors import UserError
 
@@ -19,11 +18,12 @@ class Recipe:
     Attributes:
       size: short side after the resize and side of the square crops, in pixels; or the (height, width) of the crops
         and of the resize, which just covers them.
-      sampling: 'dense' (Kinetics) or 'segments' (Something-Something).
+      sampling: a key of `sampling.RULES`, as in training.
       length: frames per clip.
-      stride: of 'dense' sampling.
+      stride: of 'dense' and 'windows'.
       clips: temporal windows.
       crops: spatial crops of each.
+      crop_rule: 'even', or 'bevt' for BEVT's three crops, see `ops.spatial_crops`.
     """
 
     size: ops.Size
@@ -32,13 +32,17 @@ class Recipe:
     stride: int = 4
     clips: int = 5
     crops: int = 3
+    crop_rule: str = 'even'
 
     def __post_init__(self) -> None:
         """Refuses options that make no sample."""
         counts = {'length': self.length, 'stride': self.stride, 'clips': self.clips, 'crops': self.crops}
         check_counts(size=self.size, **counts)
-        if self.sampling not in SAMPLINGS:
-            raise UserError(f'sampling must be one of {", ".join(SAMPLINGS)}, not {self.sampling!r}')
+        sampling.check_rule(self.sampling)
+        if self.crop_rule not in ops.CROP_RULES:
+            raise UserError(f'crop_rule must be one of {", ".join(ops.CROP_RULES)}, not {self.crop_rule!r}')
+        if self.crop_rule == 'bevt' and self.crops != 3:
+            raise UserError(f"crop_rule 'bevt' makes 3 crops, not {self.crops}")
 
     @property
     def views(self) -> int:
@@ -47,9 +51,7 @@ class Recipe:
 
     def indices(self, num_frames: int) -> np.ndarray:
         """(clips, length) frame numbers."""
-        if self.sampling == 'dense':
-            return sampling.kinetics_test(num_frames, self.length, self.stride, self.clips)
-        return sampling.segments_test(num_frames, self.length, self.clips)
+        return sampling.RULES[self.sampling].test(num_frames, self.length, self.stride, self.clips)
 
     def __call__(self, record: Record, rng: np.random.Generator) -> Sample:
         """A sample with `video` (clips * crops, length, height, width, 3), clip-major, and `label`."""
@@ -62,6 +64,6 @@ class Recipe:
             return unique
 
         frames = ops.short_side_resize(read_frames(media.fetch(record.path), pick), self.size)
-        crops = ops.spatial_crops(frames, self.size, self.crops)  # (crops, unique frames, height, width, 3)
+        crops = ops.spatial_crops(frames, self.size, self.crops, self.crop_rule)  # (crops, unique frames, ...)
         video = crops[:, wanted[0]].swapaxes(0, 1)  # (clips, crops, length, height, width, 3)
         return {'video': video.reshape(-1, *video.shape[2:]), 'label': np.int32(record.label)}

@@ -1,0 +1,149 @@
+"""The fast mode of RandAugment against Pillow, and crops that are made before they are cut out."""
+
+import numpy as np
+import pytest
+from rand_augment_table import FILTERS, difference, noise, rows, scene, step
+
+from mvdjax.data import clip_ops
+from mvdjax.data.rand_augment import OPS, PLAIN_OPS, RandAugment, Step, replay, replay_fast
+
+BICUBIC, BILINEAR = FILTERS['bicubic'], FILTERS['bilinear']
+TO_THE_BYTE = {name for name in OPS if name.startswith(('Invert', 'Posterize', 'Solarize', 'Brightness'))} | {
+    'AutoContrast',
+    'Equalize',
+    'ContrastIncreasing',
+}
+
+
+@pytest.mark.parametrize(('op', 'filter_name'), rows())
+def test_every_op_is_as_near_to_pillow_as_documented(op, filter_name):
+    for clip in (scene(), noise()):
+        most, mean = difference(op, filter_name, clip)
+        if op in TO_THE_BYTE:
+            assert most == 0
+        elif (op, filter_name) == ('Rotate', 'bicubic'):
+            assert most <= 32
+            assert mean < 4
+        else:
+            assert most <= 1
+            assert mean < 0.45
+
+
+def test_bicubic_rotation_of_a_scene_is_near_pillows():
+    most, mean = difference('Rotate', 'bicubic', scene())
+    assert most <= 12
+    assert mean < 1
+
+
+@pytest.mark.parametrize('op', OPS)
+@pytest.mark.parametrize('box', [(0, 0, 45, 62), (0, 0, 9, 9), (3, 5, 20, 31), (40, 60, 5, 2), (44, 61, 1, 1)])
+def test_a_box_is_cut_out_of_the_whole_result(op, box):
+    clip = noise()
+    for filter_name in FILTERS:
+        for sign in (1, -1):
+            steps = [step(op, filter_name, 8.0, sign, 2)]
+            whole = clip_ops.cut(replay_fast(steps, clip), box).astype(int)
+            part = replay_fast(steps, clip, box)
+            assert part.flags.c_contiguous
+            # A rotation's places are rounded to 1/32 pixel from the box's own corner.
+            assert np.abs(part - whole).max() <= (30 if op == 'Rotate' else 0)
+
+
+def test_several_ops_and_a_box_are_the_box_of_several_ops():
+    """Every op in first, middle and last place; without rotation, after which a level may become many."""
+    names = [name for name in OPS if name != 'Rotate']
+    clip, box = scene(), (10, 20, 50, 40)
+    for i in range(len(names)):
+        chosen = [names[(i + k * 3) % len(names)] for k in range(3)]
+        steps = [step(op, 'bicubic', 6.0, 1, 2) for op in chosen]
+        np.testing.assert_array_equal(replay_fast(steps, clip, box), clip_ops.cut(replay_fast(steps, clip), box))
+        by_table = all(op in TO_THE_BYTE for op in chosen)
+        if by_table:
+            np.testing.assert_array_equal(replay_fast(steps, clip), replay(steps, clip))
+
+
+def test_without_ops_the_box_is_a_copy():
+    clip = noise()
+    out = replay_fast([], clip, (2, 3, 10, 12))
+    np.testing.assert_array_equal(out, clip[:, 2:12, 3:15])
+    assert not np.shares_memory(out, clip)
+
+
+@pytest.mark.parametrize('op', [*OPS, *PLAIN_OPS])
+def test_the_clip_is_not_modified_and_need_not_be_contiguous(op):
+    wide = np.ascontiguousarray(noise(4, 24, 72))
+    view = wide[::2, :, ::-2]
+    before = wide.copy()
+    wide.flags.writeable = False
+    steps = [Step(op, {**OPS, **PLAIN_OPS}[op].level(0.7, 1), (BICUBIC,) * 2)]
+    out = replay_fast(steps, view)
+    np.testing.assert_array_equal(out, replay_fast(steps, np.ascontiguousarray(view)))
+    assert (out.shape, out.dtype) == (view.shape, np.uint8)
+    np.testing.assert_array_equal(wide, before)
+
+
+@pytest.mark.parametrize('op', ['Rotate', 'ShearX', 'ShearY', 'TranslateXRel', 'TranslateYRel'])
+def test_filters_may_differ_between_frames(op):
+    clip, arg = scene(3), OPS[op].level(0.73, 1)
+    mixed = replay_fast([Step(op, arg, (BICUBIC, BILINEAR, BICUBIC))], clip)
+    for filter_, frames in ((BICUBIC, [0, 2]), (BILINEAR, [1])):
+        alone = replay_fast([Step(op, arg, (filter_,) * 3)], clip)
+        np.testing.assert_array_equal(mixed[frames], alone[frames])
+    assert (mixed[1] != replay_fast([Step(op, arg, (BICUBIC,) * 3)], clip)[1]).any()
+
+
+@pytest.mark.parametrize('op', OPS)
+def test_flat_and_tiny_frames(op):
+    """One level only, two levels only, and a frame of one pixel: where tables divide by nothing."""
+    for clip in (np.full((2, 6, 7, 3), 77, np.uint8), noise(1, 1, 1), noise(2, 6, 7) // 200 * 200, noise(2, 2, 3)):
+        steps = [step(op, 'bilinear', 7.0, 1, len(clip))]
+        assert np.abs(replay(steps, clip).astype(int) - replay_fast(steps, clip)).max() <= 1
+
+
+def test_both_modes_make_the_same_draws():
+    clip, box = scene(3), (4, 6, 70, 90)
+    near = 0
+    for seed in range(12):
+        rngs = [np.random.default_rng(seed) for _ in range(2)]
+        exact, fast = (RandAugment(mode=mode) for mode in ('exact', 'fast'))
+        plans = [augment.plan(rng, 3) for augment, rng in zip((exact, fast), rngs, strict=True)]
+        assert plans[0] == plans[1]
+        outs = [augment.apply(plan, clip, box) for augment, plan in zip((exact, fast), plans, strict=True)]
+        assert outs[0].shape == outs[1].shape == (3, 70, 90, 3)
+        near += np.abs(outs[0].astype(int) - outs[1]).mean() < 1
+        np.testing.assert_array_equal(fast(np.random.default_rng(seed), clip), fast.apply(plans[0], clip))
+    assert near >= 11
+
+
+def test_tables_may_be_per_clip_frame_or_channel():
+    clip = noise(2, 5, 6)
+    shift = np.arange(256).astype(np.uint8)
+    tables = np.stack([np.roll(shift, 3), np.roll(shift, 90)])
+    box = (1, 2, 3, 4)
+    inner = clip_ops.cut(clip, box)
+    np.testing.assert_array_equal(clip_ops.by_table(clip, tables[0], box), tables[0][inner])
+    per_frame = clip_ops.by_table(clip, tables, box)
+    np.testing.assert_array_equal(per_frame, np.stack([t[f] for t, f in zip(tables, inner, strict=True)]))
+    per_channel = np.repeat(tables[:, :, None], 3, axis=2)
+    per_channel[1, :, 2] = 9
+    out = clip_ops.by_table(clip, per_channel, box)
+    np.testing.assert_array_equal(out[..., :2], per_frame[..., :2])
+    assert (out[1, ..., 2] == 9).all()
+
+
+def test_the_plain_set_has_the_levels_of_a_spec_without_inc():
+    levels = {name: [op.level(m / 10, s) for m in (0, 5, 7.5, 10) for s in (1, -1)] for name, op in PLAIN_OPS.items()}
+    assert levels['Posterize'] == [0, 0, 2, 2, 3, 3, 4, 4]
+    assert levels['Solarize'] == [0, 0, 128, 128, 192, 192, 256, 256]
+    for name in ('Color', 'Contrast', 'Brightness', 'Sharpness'):
+        assert levels[name] == pytest.approx([0.1, 0.1, 1.0, 1.0, 1.45, 1.45, 1.9, 1.9])
+    rng = np.random.default_rng(0)
+    plans = [RandAugment('rand-m9-n2').plan(rng, 1) for _ in range(400)]
+    seen = {found.op for plan in plans for found in plan}
+    assert seen == {name.removesuffix('Increasing') for name in OPS}
+    image = scene(1, 24, 32)
+    for name in PLAIN_OPS:
+        steps = [Step(name, PLAIN_OPS[name].level(0.9, 1), (BICUBIC,))]
+        out = replay(steps, image)
+        assert (out != image).any()
+        assert np.abs(out.astype(int) - replay_fast(steps, image)).max() <= 1
