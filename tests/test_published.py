@@ -19,7 +19,8 @@ from mvdjax.train import make_optimizer
 ROOT = Path(__file__).parent.parent
 with (Path(__file__).parent / 'published_runs.csv').open() as file:
     RUNS = {f'configs/{row["config"]}.py': row for row in csv.DictReader(file)}
-FILES = {p.relative_to(ROOT).as_posix() for p in (ROOT / 'configs').glob('**/[!_]*.py') if p.stem != 'demo_nano'}
+UNPUBLISHED = ('demo_nano', 'own_videos')
+FILES = {p.relative_to(ROOT).as_posix() for p in (ROOT / 'configs').glob('**/[!_]*.py') if p.stem not in UNPUBLISHED}
 RECORDS = 240_000
 PARAMS = {'head': {'kernel': np.zeros((2, 2), np.float32)}}
 NUMBER = r'\b\d\d\.\d\b'  # an accuracy

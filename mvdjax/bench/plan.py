@@ -154,7 +154,7 @@ def _packed(args: argparse.Namespace, source: _Source, first: str) -> list[Job]:
 
 def _finetune(args: argparse.Namespace, source: _Source) -> list[Job]:
     jobs = []
-    for mode in _modes('finetune', 'augment', ('exact', 'fast')):
+    for mode in _modes('finetune', 'rand_augment_mode', ('exact', 'fast')):
         options = {
             'size': args.size,
             'length': LENGTH,

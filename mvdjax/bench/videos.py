@@ -18,7 +18,7 @@ import av
 import cv2
 import numpy as np
 
-from mvdjax.data import transcode
+from mvdjax.data import pack, transcode
 from mvdjax.data.sources import read_list
 
 VERSION = 1  # raise it with every change that alters a file
@@ -130,16 +130,11 @@ def write_videos(folder: Path, kind: str, count: int) -> Path:
 
 
 def write_packed(folder: Path, kind: str, count: int, profile: str) -> Path:
-    """Likewise, of the same videos as `mvdjax data pack` stores them with a profile."""
+    """The pack that `mvdjax data pack` makes of the same videos. Raises UserError if it cannot be written."""
     sources = write_videos(folder, kind, count)
-    target = sources.parent / f'{profile}_v{transcode.VERSION}'
-    target.mkdir(exist_ok=True)
-    names = []
-    for source in read_list(str(sources)).records:
-        names.append(f'{Path(source.path).stem}.{profile}')
-        if not (target / names[-1]).exists():
-            _write(target / names[-1], transcode.pack_video(source.path, profile, 0).data)
-    return _write(target / f'first_{count}.txt', ''.join(f'{name} 0\n' for name in names).encode())
+    target = sources.with_name(f'{sources.stem}_{profile}_v{transcode.VERSION}')
+    pack.write_pack(read_list(str(sources)), '', str(target), pack.PackSpec(profile, name=kind), progress=False)
+    return target
 
 
 def _write(path: Path, data: bytes) -> Path:

@@ -40,9 +40,7 @@ def ours(files: FileList, recipe: str, options: Mapping[str, Any], batch: int) -
     return run
 
 
-def decord(
-    files: FileList, length: int, stride: int, sizes: tuple[int, int], batch: int, tuned: bool = False
-) -> Make:
+def decord(files: FileList, length: int, stride: int, sizes: tuple[int, int], batch: int, tuned: bool = False) -> Make:
     """The published loader's way, see `peer_decord`; `tuned` with our settings of memory and threads."""
     reader = peer_decord.video_reader()
     if tuned:
@@ -122,7 +120,7 @@ def workers(files: FileList, recipe: str, options: Mapping[str, Any], batch: int
             time.sleep(0.2)
 
     def run(i: int) -> Cost:
-        for _ in range(data.prefetch + 1):  # what lay ready, and the batch under way
+        for _ in range(2 * data.prefetch + 2):  # what lay ready, on both sides of the process boundary
             next(stream)
         wall, used = time.perf_counter(), cpu()
         for _ in range(batches):

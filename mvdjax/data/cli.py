@@ -21,6 +21,11 @@ TOOLS = {
         'put the videos of a list into ArrayRecord shards, as they are or quicker to decode',
         'mvdjax data pack lists/train.txt --profile=gop16 --output=packs/train',
     ),
+    'init': (
+        'mvdjax.data.init',
+        'make lists and class names of a folder of your own: its sub-folders are the classes',
+        'mvdjax data init my_videos --val=0.1',
+    ),
 }
 
 
