@@ -13,17 +13,19 @@ import dataclasses
 import io
 import itertools
 import os
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from collections.abc import Callable
+from contextlib import ExitStack
 from fractions import Fraction
 from pathlib import Path
+from typing import Self
 
 import av
 import numpy as np
 
 from mvdjax.data import packets
-from mvdjax.data.decode import Blob, DecodeError, VideoInfo, probe, read_frames
-from mvdjax.data.packets import UnreadableError
+from mvdjax.data.containers import Video, open_video
+from mvdjax.data.decode import Blob, DecodeError, Media, VideoInfo, probe, read_frames
+from mvdjax.data.watchdog import UnreadableError, Watch
 
 PROFILES = ('copy', 'gop16', 'intra')
 VERSION = 1  # of what the profiles write: raise it with every change that alters a file
@@ -51,16 +53,26 @@ class Packed:
     info: VideoInfo
 
 
-def pack_video(
-    media: str | Path | Blob, profile: str, short_side: int, tick: Callable[[], None] = lambda: None
-) -> Packed:
+class _Ticking(Watch):
+    """Passes signs of life on. It sets no limit of processor time: encoding a long video takes what it takes."""
+
+    def __init__(self, tick: Callable[[], None]) -> None:
+        super().__init__('packing')
+        self._tick = tick
+
+    def check(self) -> None:
+        """A sign of life."""
+        self._tick()
+
+
+def pack_video(media: Media, profile: str, short_side: int, tick: Callable[[], None] = lambda: None) -> Packed:
     """A video as a profile stores it.
 
     Args:
       media: a video file.
       profile: of `PROFILES`.
       short_side: pictures with a longer short side are made smaller to have this one; 0 for never. Not for 'copy'.
-      tick: called after every frame that is encoded: a sign of life.
+      tick: called after every packet: a sign of life.
 
     Raises:
       DecodeError: no readable video, or one that would take more than 1 GiB.
@@ -69,9 +81,10 @@ def pack_video(
     probe(media)  # has the words for what is no video
     try:
         if profile == 'copy':
-            data = _without_other_streams(media) or _content(media)
+            data = _content(media)
+            data = _without_other_streams(data, _Ticking(tick)) or data
         else:
-            data = _encode(media, profile, short_side, tick)
+            data = _encode(media, profile, short_side, _Ticking(tick))
     except _ERRORS as error:
         raise DecodeError(name, str(error) if isinstance(error, UnreadableError) else f'fails: {error}') from error
     if len(data) > MAX_BYTES:
@@ -89,12 +102,12 @@ def settings(profile: str) -> str:
     return ' '.join([codec, *(f'{name}={value}' for name, value in options.items())])
 
 
-def first_and_last(media: str | Path | Blob) -> np.ndarray:
+def first_and_last(media: Media) -> np.ndarray:
     """uint8 (2, h, w, 3): the first and the last frame. Raises DecodeError."""
     return read_frames(media, lambda frames: np.array([0, frames - 1]))
 
 
-def _content(media: str | Path | Blob) -> bytes:
+def _content(media: Media) -> bytes:
     if isinstance(media, Blob):
         return media.data
     if (size := os.path.getsize(media)) > MAX_BYTES:
@@ -102,60 +115,73 @@ def _content(media: str | Path | Blob) -> bytes:
     return Path(media).read_bytes()
 
 
-def _file(media: str | Path | Blob) -> Path | bytes:
+def _source(media: Media) -> Path | bytes:
     return media.data if isinstance(media, Blob) else Path(media)
 
 
-def _without_other_streams(media: str | Path | Blob) -> bytes | None:
+def _without_other_streams(data: bytes, watch: Watch) -> bytes | None:
     """The video stream alone, its packets untouched; None without another stream, or where equality is not proved."""
-    with packets.open_video(_file(media), probing=True) as video:
+    with open_video(data, watch) as video:
         kind = _REMUXED.get(video.container.format.name)
         if kind is None or len(video.container.streams) == 1:
             return None
-        index, extradata = packets.read_index(video), video.stream.codec_context.extradata
-        # Packets hidden by an edit list would show in the copy, which has no such list.
-        if not index.exact or index.packets is None or len(index.shown) < len(index.packets):
-            return None
-        payloads, start = [bytes(packet) for packet in index.packets], index.pts[index.shown[0]]
-        times = [(pts - start) * video.stream.time_base for pts in index.pts.tolist()]
-        data = _remux(video, index, kind)
-    if data is None:
+        given, number = _Packets.of(video), video.stream.index
+    # Packets hidden by an edit list would show in the copy, which has no such list.
+    smaller = _remux(data, number, kind, watch) if given.provable else None
+    if smaller is None:
         return None
-    with packets.open_video(data, probing=True) as copy:
-        again = packets.read_index(copy)
-        if not again.exact or again.packets is None or copy.stream.codec_context.extradata != extradata:
-            return None
-        same = (
-            np.array_equal(again.keyframe, index.keyframe)
-            and np.array_equal(again.shown, index.shown)
-            and [bytes(packet) for packet in again.packets] == payloads
-            and [(pts - again.pts[again.shown[0]]) * copy.stream.time_base for pts in again.pts.tolist()] == times
-        )
-    same = same and np.array_equal(first_and_last(media), first_and_last(Blob('copy', data)))
-    return data if same else None
+    with open_video(smaller, watch) as video:
+        same = _Packets.of(video) == given
+    same = same and np.array_equal(first_and_last(Blob('', data)), first_and_last(Blob('', smaller)))
+    return smaller if same else None
 
 
-def _remux(video: packets.Video, index: packets.Index, kind: str) -> bytes | None:
-    assert index.packets is not None
+@dataclasses.dataclass(frozen=True)
+class _Packets:
+    """All that decides which frames a decoder gives.
+
+    Attributes:
+      provable: whether frames can be told by their times, and all packets show.
+      header: the codec's.
+      rows: of each packet, in order: its bytes, whether it is a keyframe, and its time from the first frame's.
+    """
+
+    provable: bool
+    header: bytes | None
+    rows: list[tuple[bytes, bool, Fraction]]
+
+    @classmethod
+    def of(cls, video: Video) -> Self:
+        """Those of a video that has just been opened."""
+        index = packets.read_index(video)
+        kept, base = index.packets or [], Fraction(video.stream.time_base or _MILLISECOND)
+        start = index.pts[index.shown[0]] if len(index.shown) else 0
+        rows = [
+            (bytes(packet), bool(key), (int(time) - int(start)) * base)
+            for packet, key, time in zip(kept, index.keyframe, index.pts, strict=False)
+        ]
+        provable = index.exact and len(index.shown) == len(kept)
+        return cls(provable, video.stream.codec_context.extradata, rows)
+
+
+def _remux(data: bytes, number: int, kind: str, watch: Watch) -> bytes | None:
+    """A container with stream `number` alone; None where FFmpeg refuses to write it."""
     buffer = io.BytesIO()
     try:
-        with av.open(buffer, 'w', format=kind, container_options={'fflags': '+bitexact'}) as output:
-            stream = output.add_stream_from_template(video.stream)
-            for packet in index.packets:
-                packet.stream = stream
-                output.mux(packet)
+        # Opened anew: Matroska's packets have no decoding times unless FFmpeg may look into the stream.
+        with (
+            av.open(io.BytesIO(data), 'r', container_options={'protocol_whitelist': 'none'}) as source,
+            av.open(buffer, 'w', format=kind, container_options={'fflags': '+bitexact'}) as output,
+        ):
+            stream = output.add_stream_from_template(source.streams[number])
+            for packet in source.demux(source.streams[number]):
+                watch.check()
+                if packet.size:
+                    packet.stream = stream
+                    output.mux(packet)
     except (av.FFmpegError, ValueError):  # a codec that the container does not take, times that it refuses
         return None
     return buffer.getvalue()
-
-
-def _decoded(video: packets.Video) -> Iterator[av.VideoFrame]:
-    """All frames from the first packet, passing over what is damaged, as `packets.decode_all` counts them."""
-    context = video.stream.codec_context
-    with suppress(av.InvalidDataError):  # the container's end, or its first damage
-        for packet in video.container.demux(video.stream):  # the last one is empty: it drains the decoder
-            with suppress(av.InvalidDataError):
-                yield from context.decode(packet if packet.size else None)
 
 
 @dataclasses.dataclass
@@ -182,7 +208,7 @@ class _Clock:
         return time
 
 
-def _clock(video: packets.Video, index: packets.Index, profile: str) -> _Clock:
+def _clock(video: Video, index: packets.Index, profile: str) -> _Clock:
     if index.exact:
         base = stored = Fraction(video.stream.time_base or _MILLISECOND)
     else:
@@ -234,10 +260,10 @@ def _shape(frame: av.VideoFrame, profile: str, short_side: int, pixel_aspect: Fr
             f'scale={width}:{height}:flags={_SCALER}{conversion}:out_range={"pc" if full else "tv"}',
             'format=yuv420p',
         ]
-    quarters = round(frame.rotation / 90) % 4  # counter-clockwise
-    steps += ([], ['transpose=cclock'], ['hflip', 'vflip'], ['transpose=clock'])[quarters]
-    if quarters % 2:
+    swapped, left, down = packets.turns(packets.display_matrix(frame))
+    if swapped:
         width, height, pixel_aspect = height, width, 1 / pixel_aspect
+    steps += ['transpose=cclock_flip'] * swapped + ['hflip'] * left + ['vflip'] * down  # FFmpeg's word for swapped axes
     matrix = _BT601 if bt601 else frame.colorspace
     return _Shape(tuple(steps), width, height, pixel_aspect, matrix, _FULL if full else _LIMITED)
 
@@ -274,25 +300,30 @@ def _open_output(
     return stream
 
 
-def _encode(media: str | Path | Blob, profile: str, short_side: int, tick: Callable[[], None]) -> bytes:
-    with packets.open_video(_file(media), probing=False) as video:
+def _pixel_aspect(video: Video) -> Fraction:
+    """What the container says, or else the codec once it has decoded a frame."""
+    return Fraction(video.stream.sample_aspect_ratio or video.stream.codec_context.sample_aspect_ratio or 1)
+
+
+def _encode(media: Media, profile: str, short_side: int, watch: Watch) -> bytes:
+    with open_video(_source(media), watch) as video:
         index = packets.read_index(video)
     buffer = io.BytesIO()
     with ExitStack() as stack:
-        video = stack.enter_context(packets.open_video(_file(media), probing=True))
-        frames = _decoded(video)
+        video = stack.enter_context(open_video(_source(media), watch))
+        frames = packets.every_frame(video)
         first = next(frames, None)
         if first is None:
             raise UnreadableError('holds no decodable frame')
-        given = (first.width, first.height, first.format.name, first.rotation)
-        shape = _shape(first, profile, short_side, Fraction(video.stream.sample_aspect_ratio or 1))
+        given = (first.width, first.height, first.format.name)
+        shape = _shape(first, profile, short_side, _pixel_aspect(video))
         clock = _clock(video, index, profile)
         graph = _filters(first, shape.steps) if shape.steps else None
         kind = 'matroska' if profile == 'intra' else 'mp4'
         output = stack.enter_context(av.open(buffer, 'w', format=kind, container_options={'fflags': '+bitexact'}))
         stream = _open_output(output, profile, shape, first, clock, index.fps or 25)
         for frame in itertools.chain([first], frames):
-            if (frame.width, frame.height, frame.format.name, frame.rotation) != given:
+            if (frame.width, frame.height, frame.format.name) != given:
                 raise UnreadableError('changes its frame size or pixel format on the way')
             time = clock(frame.pts)
             if graph is not None:
@@ -300,7 +331,6 @@ def _encode(media: str | Path | Blob, profile: str, short_side: int, tick: Calla
                 frame = graph.vpull()
             frame.pts, frame.time_base, frame.pict_type = time, clock.base, 0  # 0: the encoder chooses the type
             output.mux(stream.encode(frame))
-            tick()
             if buffer.tell() > MAX_BYTES:
                 break
         output.mux(stream.encode(None))
