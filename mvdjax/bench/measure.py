@@ -174,10 +174,11 @@ def interleaved(
                 progress(f'{candidate.name}, round {batch} of {repeats}' + ('' if batch else ' (warm-up)'))
                 connection.send(batch)
                 costs[candidate.name].append(_answer(connection, candidate.name))
-    return {name: _result(name, rounds) for name, rounds in costs.items()}
+    return {name: result(name, rounds) for name, rounds in costs.items()}
 
 
-def _result(name: str, rounds: Sequence[Cost]) -> Result:
+def result(name: str, rounds: Sequence[Cost]) -> Result:
+    """Sums up the costs of a candidate's batches, of which the first was the warm-up."""
     measured = rounds[1:]
     return Result(
         name=name,

@@ -65,7 +65,7 @@ def _texture(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     return np.clip((picture - low) * (255 / (high - low)), 0, 255).astype(np.uint8)
 
 
-def _view(camera: str, i: int, fps: int, rng: np.random.Generator) -> tuple[float, float, float]:
+def _view(camera: str, i: int, fps: int) -> tuple[float, float, float]:
     """Where the camera looks at frame i: pixels right, pixels down, and the zoom."""
     seconds = i / fps
     if camera == 'pan':
@@ -73,7 +73,7 @@ def _view(camera: str, i: int, fps: int, rng: np.random.Generator) -> tuple[floa
     if camera == 'zoom':
         return 0.0, 0.0, 1.25 + 0.25 * math.sin(seconds)
     if camera == 'shake':
-        return tuple(6 * math.sin(rate * seconds) for rate in (2.9, 4.3)) + (1.0,)
+        return 6 * math.sin(2.9 * seconds), 6 * math.sin(4.3 * seconds), 1.0
     return 0.0, 0.0, 1.0
 
 
@@ -85,7 +85,7 @@ def render(kind: VideoKind, seed: int) -> Iterator[np.ndarray]:
     things = [_texture(rng, side, side) for side in rng.integers(kind.height // 6, kind.height // 2, 4).tolist()]
     paths = rng.uniform(0.3, 1.5, (len(things), 2)), rng.uniform(0, 2 * math.pi, (len(things), 2))
     for i in range(kind.frames):
-        right, down, zoom = _view(camera, i, kind.fps, rng)
+        right, down, zoom = _view(camera, i, kind.fps)
         # Output pixel (x, y) shows scene pixel (x / zoom + right, y / zoom + down), about the scene's centre.
         left, top = kind.width / 2 + right, kind.height / 2 + down
         matrix = np.array([[1 / zoom, 0, left], [0, 1 / zoom, top]])

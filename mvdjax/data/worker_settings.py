@@ -13,8 +13,8 @@ _TRIM_BYTES = 2**28
 def tune() -> None:
     """One thread for OpenCV, and freed memory stays with the process.
 
-    Decoded clips are so large that glibc would ask the kernel for new pages for each one, and every first touch of a page
-    is a fault: a quarter of the CPU time of reading packed videos. Threads inside a resize of 224 pixels cost more
+    Decoded clips are so large that glibc would ask the kernel for new pages for each one, and every first touch of a
+    page is a fault: a sixth of the CPU time of reading packed videos. Threads inside a resize of 224 pixels cost more
     than they bring, and the workers are there to use the cores.
     """
     cv2.setNumThreads(1)
