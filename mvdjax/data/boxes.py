@@ -93,7 +93,7 @@ def _look(file: io.RawIOBase | io.BytesIO, kind: bytes, start: int, stop: int, l
     elif kind == b'trun':
         claims.samples += 0 if flags & 0xF00 else first  # likewise
     else:
-        claims.edits += first
+        claims.edits += min(first, (stop - start) // 12)
     if claims.samples > _PER_BYTE * length + _ALWAYS:
         raise UnreadableError(f'claims {claims.samples} samples in {length} bytes')
     if claims.edits > 1 and claims.edits * min(claims.listed, length + _ALWAYS) > _EDITED:

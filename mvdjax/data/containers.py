@@ -22,6 +22,9 @@ from mvdjax.data.watchdog import UnreadableError, Watch
 MAX_SIDE = 16384
 MAX_PIXELS = 80_000_000  # Pillow begins to warn at 89 million
 
+_BUFFER = 128 * 1024  # bytes read at once
+TOO_LARGE = f'more than the {MAX_SIDE} a side or {MAX_PIXELS // 10**6} megapixels allowed'
+
 # FFmpeg's names of the containers it may read; the sounds and still images are there to be refused by name.
 _VIDEOS = (
     *('mov', 'matroska', 'avi', 'mpegts', 'mpeg', 'flv', 'asf', 'ogg', 'h264', 'hevc', 'm4v', 'mpegvideo', 'mjpeg'),
@@ -38,9 +41,7 @@ _PLAYLISTS = (b'#EXTM3U', b'ffconcat version', b'[playlist]', b'<smil', b'<MPD')
 def check_size(width: int, height: int) -> None:
     """Refuses pictures over 16384 pixels a side or 80 megapixels with `UnreadableError`."""
     if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
-        raise UnreadableError(
-            f'is {width} x {height} pixels, more than the {MAX_SIDE} a side or {MAX_PIXELS // 10**6} megapixels allowed'
-        )
+        raise UnreadableError(f'is {width} x {height} pixels, {TOO_LARGE}')
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,13 @@ class _Reader:
 
     def read(self, count: int) -> bytes:
         """At most `count` bytes."""
-        with self._watch.waiting():
+        watch = self._watch
+        watch.check()
+        watch.in_storage = True
+        try:
             return self._read(count) or b''
+        finally:
+            watch.in_storage = False
 
 
 @contextmanager
@@ -93,7 +99,7 @@ def _open_container(reader: _Reader, head: bytes) -> av.container.InputContainer
         'format_whitelist': _FORMATS,
     }
     try:
-        return av.open(reader, 'r', container_options=options, metadata_errors='replace')
+        return av.open(reader, 'r', container_options=options, metadata_errors='replace', buffer_size=_BUFFER)
     except (av.InvalidDataError, av.ArgumentError) as error:
         text = head.splitlines()[0].decode('ascii', 'replace')[:40] if head else ''
         if text and text.isprintable() and text.isascii():  # most often a web server's apology

@@ -3,7 +3,8 @@
 The frames of a video are counted in presentation order, as a full decode from the start would give them; the
 container's own frame count and rate are never trusted. Where the container stores timestamps, the index is read
 without decoding and only the packets that the wanted frames need are decoded; everywhere else, and whenever anything
-is amiss, the video is decoded and counted from its start. Files are opened, read and closed within each call.
+is amiss, the video is decoded and counted from its start. Files are opened, read and closed within each call; only the
+indices of long videos are remembered.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import IO
 
 import av
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mvdjax.data import containers, packets, watchdog
 from mvdjax.data.watchdog import UnreadableError, Watch
@@ -27,7 +28,6 @@ _BAD_VIDEO = (av.FFmpegError, OSError, MemoryError, UnreadableError)
 # All that Pillow's decoders were seen to raise on damaged files.
 _BAD_IMAGE = (
     *(OSError, ValueError, SyntaxError, EOFError, TypeError, LookupError, ArithmeticError, MemoryError, struct.error),
-    Image.DecompressionBombError,
 )
 # Others would be guessed from the contents too, and one of them (EPS) starts a program.
 _IMAGES = ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'PPM', 'TIFF', 'JPEG2000')
@@ -47,6 +47,9 @@ class Blob:
 
 
 Media = str | Path | Blob
+
+
+_INDICES = packets.IndexCache()
 
 
 class DecodeError(Exception):
@@ -175,13 +178,16 @@ def _watched(media: Media) -> Iterator[tuple[Path | bytes, Watch]]:
 
 def _read(source: Path | bytes, watch: Watch, picker: _Picker) -> tuple[np.ndarray, packets.Index]:
     """The frames that `picker` chooses, and the index that was found on the way."""
+    known = None if isinstance(source, bytes) else _INDICES.get(source)
     with containers.open_video(source, watch) as video:
-        index = packets.read_index(video)
+        index = known or packets.read_index(video)
+        if not isinstance(source, bytes):
+            _INDICES.put(source, index)
         if index.exact:
             ids = picker(index.frames)
             _check_range(ids, index.frames)
             try:
-                return packets.decode_ranges(video, index, ids), index
+                return packets.decode_ranges(video, index, ids, unread=known is not None), index
             except _BAD_VIDEO:
                 pass  # whatever is wrong shows again, or is overcome, when decoding from the start
     return _read_counted(source, watch, picker, index.frames), index
@@ -239,12 +245,18 @@ def read_image(media: Media) -> np.ndarray:
             return _decode_image(file)
     except UnreadableError as error:
         raise DecodeError(name, str(error)) from error
+    except UnidentifiedImageError as error:
+        raise DecodeError(name, f'is not a readable image: it is none of {", ".join(_IMAGES)}') from error
     except _BAD_IMAGE as error:
         raise DecodeError(name, f'is not a readable image: {error}') from error
 
 
 def _decode_image(file: IO[bytes]) -> np.ndarray:
-    with Image.open(file, formats=_IMAGES) as image:
+    try:
+        image = Image.open(file, formats=_IMAGES)
+    except Image.DecompressionBombError as error:
+        raise UnreadableError(f'has {containers.TOO_LARGE}') from error
+    with image:
         containers.check_size(*image.size)
         if image.mode.startswith(('I', 'F')):
             raise UnreadableError('has grey values of more than 8 bits: convert it')

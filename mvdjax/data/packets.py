@@ -5,12 +5,16 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
+from av.video.frame import PictureType
 from av.video.reformatter import VideoReformatter
 
 from mvdjax.data.containers import Video, check_size, open_video
@@ -18,6 +22,7 @@ from mvdjax.data.watchdog import UnreadableError
 
 # Containers that store a presentation time with every packet; in others FFmpeg guesses them.
 _TIMED = ('mov,mp4,m4a,3gp,3g2,mj2', 'matroska,webm', 'mpegts')
+_HIDING = ('vp8', 'vp9')
 # Codecs of which every shown packet gives one frame, or whose exceptions `_hidden` knows.
 _ONE_FRAME = ('h264', 'hevc', 'vp8', 'vp9', 'libdav1d', 'av1', 'mjpeg', 'mpeg4', 'ffv1', 'prores', 'png')
 # Frames are shown at most this many places from where their packets stand; beyond, the times do not tell the order.
@@ -64,8 +69,9 @@ def _packets(video: Video) -> Iterator[av.Packet]:
     """
     cut: av.Packet | None = None
     try:
-        for packet in video.container.demux(video.stream):
-            video.watch.check()
+        for number, packet in enumerate(video.container.demux(video.stream)):
+            if number % 64 == 0:
+                video.watch.check()
             if packet.size:
                 if cut is not None:
                     yield cut
@@ -94,29 +100,35 @@ def _hidden(codec: str, packet: av.Packet) -> bool:
 def read_index(video: Video) -> Index:
     """Reads every packet of the stream, decoding none."""
     codec = video.stream.codec_context.name
+    hiding = codec in _HIDING
     kept: list[av.Packet] | None = []
-    size, smallest = 0, 1 << 30
+    total = 0
+    sizes: list[int] = []
     pts: list[int | None] = []
     dts: list[int] = []
     keyframe, hidden = [], []
     for packet in _packets(video):
+        size = packet.size
+        hide = packet.is_discard or (hiding and _hidden(codec, packet))
+        sizes.append(size)
         pts.append(packet.pts)
         keyframe.append(packet.is_keyframe)
-        hidden.append(packet.is_discard or _hidden(codec, packet))
-        if packet.dts is not None and not hidden[-1]:
-            dts.append(packet.dts)
-        size += packet.size
-        smallest = min(smallest, packet.size)
+        hidden.append(hide)
+        if not hide:
+            time = packet.dts
+            if time is not None:
+                dts.append(time)
         if kept is not None:
             kept.append(packet)
-        if size > _KEEP_BYTES:
-            kept = None
+            total += size
+            if total > _KEEP_BYTES:
+                kept = None
     times = np.array([0 if t is None else t for t in pts], np.int64)
     visible = np.flatnonzero(~np.array(hidden, np.bool_))
     shown = visible[np.argsort(times[visible], kind='stable')]
     exact = video.container.format.name in _TIMED and codec in _ONE_FRAME and None not in pts and len(shown) > 0
     # Smaller ones may be MPEG-4's way of saying "nothing new", which gives no frame.
-    exact = exact and not (codec == 'mpeg4' and smallest < 16)
+    exact = exact and not (codec == 'mpeg4' and min(sizes) < 16)
     # Leading pictures before the first keyframe refer to frames that are not in the file: they never come out.
     exact = exact and keyframe[0] and times.min() == times[0] and len(np.unique(times[shown])) == len(shown)
     # Where recordings were joined, times may start again. (Matroska stores no decoding times, FFmpeg makes them up.)
@@ -125,6 +137,45 @@ def read_index(video: Video) -> Index:
     seconds = float((times[shown[-1]] - times[shown[0]]) * video.stream.time_base) if exact else 0.0
     fps = (len(shown) - 1) / seconds if seconds > 0 else 0.0
     return Index(exact, times, np.array(keyframe, np.bool_), shown, kept, fps)
+
+
+class IndexCache:
+    """The indices of long files that were read before, without their packets.
+
+    Reading the index is most of the work where a clip is taken out of a long file again and again, as from the films
+    of AVA. Short files are not kept: a data set has too many of them, and their indices cost little.
+    """
+
+    def __init__(self, least: int = 2000, total: int = 2_000_000) -> None:
+        """Keeps indices of at least `least` packets, and of `total` packets in all (17 bytes each)."""
+        self._least = least
+        self._room = total
+        self._kept: dict[tuple[str, int, int], Index] = {}
+        self._lock = threading.Lock()
+
+    def get(self, file: Path) -> Index | None:
+        """The index of the file as it stands there now."""
+        with self._lock:
+            key = self._key(file)
+            index = self._kept.pop(key, None)
+            if index is not None:
+                self._kept[key] = index  # the last one used is the last to go
+            return index
+
+    def put(self, file: Path, index: Index) -> None:
+        """Keeps an index, if it is worth it."""
+        size = len(index.pts)
+        if not index.exact or size < self._least:
+            return
+        with self._lock:
+            self._kept[self._key(file)] = replace(index, packets=None)
+            while sum(len(kept.pts) for kept in self._kept.values()) > self._room:
+                self._kept.pop(next(iter(self._kept)))
+
+    @staticmethod
+    def _key(file: Path) -> tuple[str, int, int]:
+        stat = file.stat()
+        return os.path.abspath(file), stat.st_size, stat.st_mtime_ns
 
 
 class _Sink:
@@ -153,7 +204,7 @@ class _Sink:
                 )
             self._size = (frame.height, frame.width)
             self._out = np.empty((self._count, frame.height, frame.width * 3), np.uint8)
-            self._matrix = display_matrix(frame)
+            self._matrix = _display_matrix(frame)
         if (frame.height, frame.width) != self._size:
             raise UnreadableError('changes its frame size on the way')
         try:
@@ -175,31 +226,22 @@ class _Sink:
         return np.ascontiguousarray(_upright(frames, self._matrix))
 
 
-def display_matrix(frame: av.VideoFrame) -> np.ndarray | None:
+def _display_matrix(frame: av.VideoFrame) -> np.ndarray | None:
     """The 2 x 2 part of the frame's display matrix, if it has one."""
     data: Any = frame.side_data.get('DISPLAYMATRIX')
     return None if data is None else np.frombuffer(memoryview(data), np.int32)[:9].reshape(3, 3)[:2, :2]
 
 
-def turns(matrix: np.ndarray | None) -> tuple[bool, bool, bool]:
-    """Whether a display matrix that takes (x, y) to (x, y) @ matrix swaps the axes, then mirrors left, then down."""
-    if matrix is None:
-        return False, False, False
-    size = np.abs(matrix.astype(np.int64))
-    swapped = bool(size[0, 1] + size[1, 0] > size[0, 0] + size[1, 1])
-    if swapped:
-        matrix = matrix[::-1]
-    return swapped, bool(matrix[0, 0] < 0), bool(matrix[1, 1] < 0)
-
-
 def _upright(frames: np.ndarray, matrix: np.ndarray | None) -> np.ndarray:
-    """Turns and mirrors (n, h, w, 3) by a display matrix, in quarters."""
-    swapped, left, down = turns(matrix)
-    if swapped:
-        frames = frames.swapaxes(1, 2)
-    if left:
+    """Turns and mirrors (n, h, w, 3) by a display matrix that takes (x, y) to (x, y) @ matrix, in quarters."""
+    if matrix is None:
+        return frames
+    size = np.abs(matrix.astype(np.int64))
+    if size[0, 1] + size[1, 0] > size[0, 0] + size[1, 1]:
+        frames, matrix = frames.swapaxes(1, 2), matrix[::-1]
+    if matrix[0, 0] < 0:
         frames = frames[:, :, ::-1]
-    return frames[:, ::-1] if down else frames
+    return frames[:, ::-1] if matrix[1, 1] < 0 else frames
 
 
 def _ranges(index: Index, positions: np.ndarray) -> list[tuple[int, int]]:
@@ -224,13 +266,14 @@ def _ranges(index: Index, positions: np.ndarray) -> list[tuple[int, int]]:
     return ranges
 
 
-def decode_ranges(video: Video, index: Index, ids: np.ndarray) -> np.ndarray:
+def decode_ranges(video: Video, index: Index, ids: np.ndarray, unread: bool = False) -> np.ndarray:
     """Decodes frames of an exact index, feeding the decoder no packet that they do not need.
 
     Args:
         video: the file the index was read from.
         index: with `exact` True.
         ids: int64 (n,) frames in [0, index.frames).
+        unread: whether `video` still stands at its start.
 
     Returns:
         uint8 (n, h, w, 3).
@@ -241,6 +284,8 @@ def decode_ranges(video: Video, index: Index, ids: np.ndarray) -> np.ndarray:
     """
     ranges = _ranges(index, index.shown[np.unique(ids)])
     if index.packets is None:
+        if unread:
+            return _decode_ranges(video, _read_ranges(video, index, ranges), index, ids)
         with open_video(video.source, video.watch) as again:
             return _decode_ranges(again, _read_ranges(again, index, ranges), index, ids)
     kept = index.packets
@@ -335,17 +380,6 @@ def _check(frame: av.VideoFrame, start: int, last: int | None) -> None:
         raise UnreadableError('marks a frame as a keyframe that is none')
 
 
-def every_frame(video: Video) -> Iterator[av.VideoFrame]:
-    """Decodes everything from the first packet, passing over what is damaged. `video`: freshly opened."""
-    context = video.stream.codec_context
-    for packet in _ending(_packets(video)):
-        try:
-            frames = context.decode(packet)
-        except av.InvalidDataError:
-            continue
-        yield from frames
-
-
 def decode_all(video: Video, ids: np.ndarray) -> tuple[np.ndarray, int]:
     """Decodes everything from the first packet, passing over what is damaged, and counts.
 
@@ -354,11 +388,60 @@ def decode_all(video: Video, ids: np.ndarray) -> tuple[np.ndarray, int]:
         ids: int64 (n,) frames to keep.
 
     Returns:
-        uint8 (n, h, w, 3), of which the frames at or beyond the count are undefined; the number of frames that came.
+        uint8 (n, h, w, 3), of which the frames at or beyond the count are undefined; the number of frames up to the
+        end, or to where damage begins that lasts to the end.
+
+    Raises:
+        UnreadableError: a wanted frame is damaged, or refers to one that is.
     """
     sink = _Sink(ids, np.unique(ids).tolist())
-    count = 0
-    for frame in every_frame(video):
-        sink.offer(count, frame)
-        count += 1
-    return sink.result(), count
+    context = video.stream.codec_context
+    damage = _Damage()
+    for packet in _ending(_packets(video)):
+        try:
+            frames = context.decode(packet)
+        except av.InvalidDataError:
+            damage.packet()
+            continue
+        for frame in frames:
+            sink.offer(damage.frames, frame)
+            damage.frame(frame)
+    sound = damage.frames  # damage that lasts to the end makes a shorter video
+    while sound - 1 in damage.hurt:
+        sound -= 1
+    if damage.frames and not sound:
+        raise UnreadableError('is damaged from its first frame to its last')
+    hurt = sum(frame < sound for frame in damage.hurt.intersection(ids.tolist()))
+    if hurt:
+        raise UnreadableError(f'is damaged: {len(damage.hurt)} of its {damage.frames} frames, {hurt} of them wanted')
+    return sink.result(), sound
+
+
+class _Damage:
+    """Which frames of a full decode cannot be trusted: from a damaged one to the next keyframe.
+
+    The pictures that FFmpeg makes up for what is missing depend on more than the file.
+    """
+
+    def __init__(self) -> None:
+        self.frames = 0
+        self.hurt: set[int] = set()
+        self._hurting = False
+        self._run = 0  # the first of the B-frames that came last: they may refer to the frame that comes next
+
+    def packet(self) -> None:
+        """A packet gave an error."""
+        self._hurting = True
+
+    def frame(self, frame: av.VideoFrame) -> None:
+        """A frame came."""
+        if frame.is_corrupt:
+            self._hurting = True
+            self.hurt.update(range(self._run, self.frames))
+        elif frame.key_frame:
+            self._hurting = False
+        if self._hurting:
+            self.hurt.add(self.frames)
+        self.frames += 1
+        if frame.pict_type != PictureType.B:
+            self._run = self.frames

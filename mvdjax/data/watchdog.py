@@ -49,7 +49,13 @@ class UnreadableError(Exception):
 
 
 class Watch:
-    """One decode under way."""
+    """One decode under way.
+
+    Attributes:
+        name: of the file.
+        beats: signs of life so far.
+        in_storage: whether it waits for storage: however long that takes, the file is not to blame.
+    """
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -64,18 +70,8 @@ class Watch:
             UnreadableError: the file has cost too much.
         """
         self.beats += 1
-        if self.beats % 16 == 0 and time.thread_time() > self._until:
+        if time.thread_time() > self._until:
             raise UnreadableError(f'takes more than {MAX_SECONDS:g} s of processor time to read')
-
-    @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Marks a wait for storage: however long it takes, the file is not to blame."""
-        self.check()
-        self.in_storage = True
-        try:
-            yield
-        finally:
-            self.in_storage = False
 
 
 class _Journal:

@@ -6,12 +6,10 @@ import av
 import numpy as np
 import pytest
 from test_matrix import FRAMES, GOP, check, hashes, made
-from video_files import X264, available, chosen, encode, opened, picture, remux, sequential
+from video_files import X264, Bits, available, chosen, encode, opened, picture, rebuilt, remux, sequential
 
 from mvdjax.data import packets
-from mvdjax.data.decode import read_frames
-
-BOXES = (b'moov', b'trak', b'mdia', b'minf', b'stbl', b'edts')
+from mvdjax.data.decode import DecodeError, read_frames
 
 
 @pytest.fixture(scope='module')
@@ -30,21 +28,6 @@ def no_counting(monkeypatch):
         raise AssertionError('fell back to decoding from the start')
 
     monkeypatch.setattr(packets, 'decode_all', refuse)
-
-
-def rebuilt(data, kind, change):
-    """The boxes of `data` with `change(body)` in place of the body of each box of that kind."""
-    out, at = b'', 0
-    while at + 8 <= len(data):
-        size, name = struct.unpack('>I4s', data[at : at + 8])
-        body = data[at + 8 : at + size]
-        if name == kind:
-            body = change(body)
-        elif name in BOXES:
-            body = rebuilt(body, kind, change)
-        out += struct.pack('>I4s', 8 + len(body), name) + body
-        at += size
-    return out
 
 
 def edited(mp4, target, *parts):
@@ -123,23 +106,6 @@ def test_joined_recordings_keep_their_order(folder):
     expected = sequential(path)
     assert len(expected) == 2 * FRAMES
     check(path, expected, 2 * FRAMES)
-
-
-class Bits:
-    """Reads the bits of an H.264 parameter set."""
-
-    def __init__(self, data):
-        self.text = ''.join(f'{byte:08b}' for byte in data)
-        self.at = 0
-
-    def u(self, count):
-        self.at += count
-        return int(self.text[self.at - count : self.at], 2)
-
-    def ue(self):
-        zeros = self.text.index('1', self.at) - self.at
-        self.at += zeros
-        return self.u(zeros + 1) - 1
 
 
 def test_a_stream_that_does_not_say_how_far_frames_are_reordered(folder):
@@ -256,7 +222,7 @@ def test_a_changed_size_is_refused_only_where_it_is_asked_for(folder):
     path.write_bytes((folder / 'small.h264').read_bytes() + (folder / 'large.h264').read_bytes())
     assert read_frames(path, chosen([0, 5])).shape == (2, 48, 64, 3)
     assert read_frames(path, chosen([6, 11])).shape == (2, 48, 96, 3)
-    with pytest.raises(Exception, match='changes its frame size on the way'):
+    with pytest.raises(DecodeError, match='changes its frame size on the way'):
         read_frames(path, chosen([0, 11]))
 
 

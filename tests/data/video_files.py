@@ -1,5 +1,6 @@
 """Small videos for the decoding tests, made on the spot with PyAV."""
 
+import struct
 from fractions import Fraction
 
 import av
@@ -9,6 +10,7 @@ from mvdjax.data.containers import open_video
 from mvdjax.data.decode import probe, read_frames
 from mvdjax.data.watchdog import Watch
 
+BOXES = (b'moov', b'trak', b'mdia', b'minf', b'stbl', b'edts', b'moof', b'traf')
 X264 = {'preset': 'veryfast', 'bf': '3', 'b-pyramid': 'normal'}
 
 
@@ -19,8 +21,10 @@ def picture(i, height, width):
     return np.stack([texture, np.roll(texture, 5 * i, 1), 255 - texture], -1).astype(np.uint8)
 
 
-def encode(path, codec, frames=60, height=64, width=96, times=None, rotation=None, pix_fmt=None, **options):
-    with av.open(str(path), 'w') as container:
+def encode(
+    path, codec, frames=60, height=64, width=96, times=None, rotation=None, pix_fmt=None, movflags=None, **options
+):
+    with av.open(str(path), 'w', container_options={'movflags': movflags} if movflags else {}) as container:
         stream = container.add_stream(codec, rate=30, options=options)
         stream.height, stream.width = height, width
         stream.pix_fmt = pix_fmt or ('yuvj420p' if codec == 'mjpeg' else 'yuv420p')
@@ -93,3 +97,35 @@ def remux(source, target, change, **options):
                 changed.stream = copy
                 write.mux(changed)
     return target
+
+
+class Bits:
+    """Reads the bits of an H.264 parameter set."""
+
+    def __init__(self, data):
+        self.text = ''.join(f'{byte:08b}' for byte in data)
+        self.at = 0
+
+    def u(self, count):
+        self.at += count
+        return int(self.text[self.at - count : self.at], 2)
+
+    def ue(self):
+        zeros = self.text.index('1', self.at) - self.at
+        self.at += zeros
+        return self.u(zeros + 1) - 1
+
+
+def rebuilt(data, kind, change):
+    """The boxes of `data` with `change(body)` in place of the body of each box of that kind."""
+    out, at = b'', 0
+    while at + 8 <= len(data):
+        size, name = struct.unpack('>I4s', data[at : at + 8])
+        body = data[at + 8 : at + size]
+        if name == kind:
+            body = change(body)
+        elif name in BOXES:
+            body = rebuilt(body, kind, change)
+        out += struct.pack('>I4s', 8 + len(body), name) + body
+        at += size
+    return out
