@@ -96,7 +96,6 @@ def make_jobs(output: str, seed: int) -> list[Job]:
                     f'--config.task.teachers.video.checkpoint={runs}/video_teacher',
                 ),
             ),
-            alone=True,  # the longest, and most of the rest waits for it
         ),
     ]
     for row, source in ROWS.items():

@@ -44,7 +44,7 @@ def get_config(arg: str = 'motion') -> ConfigDict:
         'allow_fresh': ('^fc_norm/', '^head/'),
         'allow_unused': ('^backbone/norm/', '^decoders_'),
     }
-    c.run = {'global_batch': 8, 'epochs': 16.0}
+    c.run = {'global_batch': 8, 'epochs': 24.0}
     c.mesh = {}
     if 'debug' in options:
         shorten(c)

@@ -16,6 +16,7 @@ import re
 import shutil
 import tempfile
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -164,10 +165,16 @@ def _add_safetensors(source: Source, file: str) -> None:
 
 def _add_pickled(source: Source, file: str, key: str) -> None:
     torch = _torch()
-    state = _find_state(source, load_pickled(file), file, key)
+    # One of several shards is mapped, not read, and again for each tensor: the others need the memory. PyTorch's
+    # format of before 2020 cannot be mapped.
+    mapped = len(source.files) > 1 and zipfile.is_zipfile(file)
+    state = _find_state(source, load_pickled(file, mapped), file, key)
 
     def take(name: str) -> np.ndarray:
         return _to_numpy(state.pop(name))
+
+    def take_mapped(name: str) -> np.ndarray:
+        return _to_numpy(_find_state(Source(), load_pickled(file, True), file, key)[name]).copy()
 
     for name, value in state.items():
         if not isinstance(value, torch.Tensor):
@@ -175,7 +182,9 @@ def _add_pickled(source: Source, file: str, key: str) -> None:
             continue
         _check_new(source, name, file)
         source.shapes[name] = tuple(value.shape)
-        source.readers[name] = functools.partial(take, name)
+        source.readers[name] = functools.partial(take_mapped if mapped else take, name)
+    if mapped:
+        state.clear()
 
 
 def _check_new(source: Source, name: Any, file: str) -> None:
@@ -205,11 +214,11 @@ def _find_state(source: Source, content: Any, file: str, key: str) -> dict[str, 
     raise UserError(f'{file} has the keys {keys}: say with --key which one is the state dict')
 
 
-def load_pickled(file: str) -> Any:
+def load_pickled(file: str, mapped: bool = False) -> Any:
     """What `torch.save` wrote, through PyTorch's unpickler for plain data; nothing in the file is executed.
 
     `argparse.Namespace` is let through beside tensors and plain types: the published files hold their options as one,
-    and it runs nothing when it is built.
+    and it runs nothing when it is built. With `mapped`, the values stay in the file until they are looked at.
 
     Raises:
       UserError: the file needs more than that, or is damaged.
@@ -218,7 +227,7 @@ def load_pickled(file: str) -> Any:
     try:
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.simplefilter('ignore', UserWarning)  # about pickle protocols; what is not understood still fails
-            return torch.load(file, map_location='cpu', weights_only=True)
+            return torch.load(file, map_location='cpu', weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         asked = re.search(r'(?:GLOBAL|global|function|class) (\S+\.\S+)', str(error))
         what = f'it asks for {asked[1].rstrip(",.")}' if asked else 'it is damaged or holds more than tensors'

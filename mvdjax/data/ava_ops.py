@@ -14,23 +14,6 @@ SHORT_SIDE = 256
 CROP = 224
 
 
-def boxes_from_xywh(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Boxes of an annotation file, cut to the image.
-
-    Args:
-        boxes: (n, 4): left, top, width, height.
-        height: of the image.
-        width: of the image.
-
-    Returns:
-        float32 (m, 4) without those that are a line or a point after the cut.
-    """
-    boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
-    corners = np.concatenate([boxes[:, :2], boxes[:, :2] + np.maximum(boxes[:, 2:] - 1, 0)], axis=1)
-    corners = clip_boxes(corners, height, width)
-    return corners[(corners[:, 2] > corners[:, 0]) & (corners[:, 3] > corners[:, 1])]
-
-
 def clip_boxes(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
     """Boxes cut to the pixels of an image."""
     return boxes.clip(0, np.array([width - 1, height - 1] * 2, np.float32))

@@ -212,7 +212,7 @@ def translate_y(frames: np.ndarray, pixels: float, cubic: bool, box: Box) -> np.
 def rotate(frames: np.ndarray, degrees: float, cubic: bool, box: Box) -> np.ndarray:
     """Rotates counter-clockwise about the centre of the frame, keeping its size.
 
-    OpenCV's cubic has a = -0.75 where Pillow's has -1, and its places are rounded to 1/32 pixel.
+    OpenCV's cubic has a = -0.75 where Pillow's has -1, and its places are rounded to 1/32 pixel (bilinear: before 5.0).
     """
     full_height, full_width = frames.shape[1:3]
     top, left, height, width = box

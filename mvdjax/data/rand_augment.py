@@ -260,7 +260,7 @@ class RandAugment:
         probability 0.5), standard deviation of the magnitude 0.5 (0 if left out), the increasing op set.
       interpolation: filter of the geometric ops: 'bicubic' (published), 'bilinear', or 'random' (either, per frame).
       mode: 'exact' runs Pillow frame by frame and gives the published pixels; 'fast' runs `clip_ops` on the clip, with
-        the same draws: one level off at most, in bicubic rotation more.
+        the same draws: one level off at most, in rotations more.
 
     Raises:
       UserError: at construction, for a misspelt spec, interpolation or mode.
