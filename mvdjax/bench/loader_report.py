@@ -71,7 +71,7 @@ def text(jobs: Sequence[Job], results: Results, need: float | None) -> str:
 
 _TITLES = {
     'distil': 'Clips for distillation: 16 frames, decode, crop, resize, batch',
-    'finetune': 'Clips for fine-tuning: the same with RandAugment',
+    'finetune': 'Clips for fine-tuning: RandAugment, two views of each decoded clip; cost per view',
 }
 
 

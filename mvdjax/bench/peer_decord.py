@@ -1,8 +1,9 @@
-"""The peer of `mvdjax bench loader --peer=decord`: distillation clips made the way the published loader makes them.
+"""The peers of `mvdjax bench loader --peer=decord`: clips made the way the published loaders make them.
 
-It decodes with decord's VideoReader on one thread, crops and resizes every frame with PIL to both of the published
-sizes, and hands on normalised float32. It draws the same frames and the same crop as our loader from the same
-generator, so that both do the same job. Written for this comparison; decord is no dependency of ours.
+They decode with decord's VideoReader on one thread. For distillation every frame is cropped and resized with PIL to
+both of the published sizes and then becomes normalised float32; for fine-tuning RandAugment goes through PIL frame by
+frame, and normalised float32 frames are cropped and resized. Frames, crops and operations are drawn as in our recipes,
+so that both do the same job. Written for this comparison; decord is no dependency of ours.
 """
 
 from collections.abc import Sequence
@@ -12,11 +13,14 @@ import numpy as np
 from PIL import Image
 
 from mvdjax.data import ops, sampling
+from mvdjax.data.rand_augment import RandAugment
 from mvdjax.errors import UserError
 
 # ImageNet statistics, as every published run normalises with.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
+# Probabilities of the published fine-tuning runs.
+FLIP, ERASING = 0.5, 0.25
 
 Clip = tuple[np.ndarray, np.ndarray]
 
@@ -73,6 +77,45 @@ def load_clip(
         normalised([crop.resize((side, side), Image.Resampling.BILINEAR) for crop in crops]) for side in sizes
     )
     return first, second
+
+
+def load_views(
+    reader: Any, path: str, rng: np.random.Generator, length: int, stride: int, size: int, spec: str, views: int
+) -> list[np.ndarray]:
+    """Fine-tuning clips: `views` augmentations of the frames of one clip, each with an erasing box to draw.
+
+    Args:
+        reader: decord's VideoReader, or what looks like it.
+        path: the video.
+        rng: source of the draws.
+        length: frames per clip.
+        stride: frames between two of them.
+        size: side of the square.
+        spec: of RandAugment.
+        views: number of augmentations.
+
+    Returns:
+        float32 (3, length, size, size) each.
+    """
+    video = reader(path, num_threads=1)
+    frames = video.get_batch(sampling.kinetics_train(len(video), rng, length, stride)).asnumpy()
+    return [_augmented(frames, rng, size, spec) for _ in range(views)]
+
+
+def _augmented(frames: np.ndarray, rng: np.random.Generator, size: int, spec: str) -> np.ndarray:
+    height, width = frames.shape[1:3]
+    augment = RandAugment(spec, mode='exact')
+    steps = augment.plan(rng, len(frames))
+    box = ops.random_resized_crop_box(rng, height, width, ratio=ops.crop_ratio(size))
+    images = augment.apply(steps, frames).astype(np.float32)
+    images /= np.float32(255)
+    images -= np.array(MEAN, np.float32)
+    images /= np.array(STD, np.float32)
+    clip = ops.crop_resize_bilinear(images, box, size)
+    if rng.random() < FLIP:
+        clip = ops.flip(clip)
+    ops.random_erasing_box(rng, size, size, ERASING)
+    return np.ascontiguousarray(clip.transpose(3, 0, 1, 2))
 
 
 def collate(clips: Sequence[Clip]) -> Clip:

@@ -10,13 +10,13 @@ from tqdm import tqdm
 
 from mvdjax.bench import peer_decord, videos
 from mvdjax.bench.measure import Candidate, Result, interleaved
-from mvdjax.data import pipeline
 from mvdjax.data.sources import FileList, read_list
 from mvdjax.errors import UserError
 
 LENGTH = 16
 MASK = {'kind': 'tube', 'ratio': 0.9}
-RAND_AUGMENT = 'rand-m7-n4-mstd0.5-inc1'
+# The published fine-tuning: two augmentations of each decoded clip.
+RAND_AUGMENT, VIEWS = 'rand-m7-n4-mstd0.5-inc1', 2
 # A batch of the whole pipeline takes longer than one batch made in place: this many are timed at once.
 PIPELINE_BATCHES = 4
 
@@ -67,7 +67,8 @@ def make_plan(args: argparse.Namespace) -> list[Job]:
         for source in packed:
             jobs += _packed(args, source, sources[0].name)
     if 'finetune' in args.parts:
-        jobs += _finetune(args, sources[0])
+        for source in (sources[0], *packed):
+            jobs += _finetune(args, source, sources[0].name)
     if 'workers' in args.parts:
         jobs += _workers(args, sources[0])
     return jobs
@@ -102,12 +103,6 @@ def _options(args: argparse.Namespace, stride: int, **more: Any) -> dict[str, An
     return {'size': args.size, 'patch': (2, 16, 16), 'mask': MASK, 'length': LENGTH, 'stride': stride, **more}
 
 
-def _modes(recipe: str, field: str, modes: Sequence[str]) -> list[dict[str, Any]]:
-    """Options for each mode of a recipe; [{}] if it has but one way."""
-    names = {f.name for f in dataclasses.fields(pipeline.recipe_class(recipe))}
-    return [{field: mode} for mode in modes] if field in names else [{}]
-
-
 def _ours(name: str, source: _Source, recipe: str, options: Mapping[str, Any], batch: int) -> Candidate:
     arguments = {'files': source.files, 'recipe': recipe, 'options': options, 'batch': batch}
     return Candidate(name, 'mvdjax.bench.ways:ours', arguments)
@@ -121,9 +116,9 @@ def _distil(args: argparse.Namespace, source: _Source, first: str) -> list[Job]:
         suffix = f'{source.name}, {second}' if second else source.name
         sizes = f'{args.size} and {second}' if second else f'{args.size}'
         peer = f'decord: {suffix}' if args.peer else ''
-        for mode in _modes('pretrain', 'resize', ('exact', 'fast')):
-            options = _options(args, source.stride, teacher_size=second, **mode)
-            way = ' '.join(['ours', sizes, *mode.values()])
+        for mode in ('exact', 'fast'):
+            options = _options(args, source.stride, teacher_size=second, resize=mode)
+            way = f'ours {sizes} {mode}'
             candidate = _ours(f'{way}: {source.name}', source, 'pretrain', options, args.batch)
             jobs.append(Job('distil', source.name, way, candidate, peer, f'ffmpeg: {source.name}'))
         if peer:
@@ -142,29 +137,31 @@ def _distil(args: argparse.Namespace, source: _Source, first: str) -> list[Job]:
 def _packed(args: argparse.Namespace, source: _Source, first: str) -> list[Job]:
     """Our loader on packed copies of the first source's videos, beside the peer on the files themselves."""
     jobs = []
-    for mode in _modes('pretrain', 'resize', ('exact', 'fast')):
-        way = ' '.join(['ours', str(args.size), *mode.values()])
+    for mode in ('exact', 'fast'):
+        way = f'ours {args.size} {mode}'
         candidate = _ours(
-            f'{way}: {source.name}', source, 'pretrain', _options(args, source.stride, **mode), args.batch
+            f'{way}: {source.name}', source, 'pretrain', _options(args, source.stride, resize=mode), args.batch
         )
         peer = f'decord: {first}' if args.peer else ''
         jobs.append(Job('distil', source.name, way, candidate, peer))
     return jobs
 
 
-def _finetune(args: argparse.Namespace, source: _Source) -> list[Job]:
+def _finetune(args: argparse.Namespace, source: _Source, first: str) -> list[Job]:
+    """Our fine-tuning loader both ways, on the first source beside the peer, too."""
+    clip = {'size': args.size, 'length': LENGTH, 'stride': source.stride, 'views': VIEWS}
+    options = {**clip, 'rand_augment': RAND_AUGMENT, 'erasing': peer_decord.ERASING, 'flip': peer_decord.FLIP}
+    peer = f'decord, {VIEWS} views: {first}' if args.peer else ''
     jobs = []
-    for mode in _modes('finetune', 'rand_augment_mode', ('exact', 'fast')):
-        options = {
-            'size': args.size,
-            'length': LENGTH,
-            'stride': source.stride,
-            'rand_augment': RAND_AUGMENT,
-            'erasing': 0.25,
-        }
-        way = ' '.join(['ours, RandAugment', *mode.values()])
-        candidate = _ours(f'{way}: {source.name}', source, 'finetune', {**options, **mode}, args.batch)
-        jobs.append(Job('finetune', source.name, way, candidate))
+    for mode in ('exact', 'fast'):
+        candidate = _ours(
+            f'finetune {mode}: {source.name}', source, 'finetune', {**options, 'rand_augment_mode': mode}, args.batch
+        )
+        jobs.append(Job('finetune', source.name, f'ours, RandAugment {mode}', candidate, peer))
+    if peer and source.name == first:
+        arguments = {**clip, 'files': source.files, 'spec': RAND_AUGMENT, 'batch': args.batch}
+        candidate = Candidate(peer, 'mvdjax.bench.ways:decord_views', arguments)
+        jobs.append(Job('finetune', source.name, 'decord + PIL, float frames', candidate, peer))
     return jobs
 
 

@@ -35,7 +35,7 @@ def ours(files: FileList, recipe: str, options: Mapping[str, Any], batch: int) -
     def run(i: int) -> int:
         samples = [make(record, rng) for record, rng in _samples(files, i, batch)]
         stacked = {name: np.stack([sample[name] for sample in samples]) for name in samples[0]}
-        return len(stacked['video'])
+        return len(stacked['video']) * make.views
 
     return run
 
@@ -50,6 +50,19 @@ def decord(files: FileList, length: int, stride: int, sizes: tuple[int, int], ba
         drawn = _samples(files, i, batch)
         clips = [peer_decord.load_clip(reader, record.path, rng, length, stride, sizes) for record, rng in drawn]
         return len(peer_decord.collate(clips)[0])
+
+    return run
+
+
+def decord_views(files: FileList, length: int, stride: int, size: int, spec: str, views: int, batch: int) -> Make:
+    """The published fine-tuning loader's way, see `peer_decord`."""
+    reader = peer_decord.video_reader()
+
+    def run(i: int) -> int:
+        clips = []
+        for record, rng in _samples(files, i, batch):
+            clips += peer_decord.load_views(reader, record.path, rng, length, stride, size, spec, views)
+        return len(np.stack(clips))
 
     return run
 

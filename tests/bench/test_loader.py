@@ -15,6 +15,7 @@ from mvdjax.bench.measure import Candidate, Cost, Result
 from mvdjax.bench.plan import Job
 from mvdjax.data import worker_settings
 from mvdjax.data.decode import probe, read_frames
+from mvdjax.data.recipes import finetune
 from mvdjax.data.recipes.pretrain import Recipe
 from mvdjax.data.sources import read_list
 from mvdjax.errors import UserError
@@ -85,6 +86,19 @@ def test_the_peer_collates_both_sizes(files):
     np.testing.assert_array_equal(second[1], clips[1][1])
 
 
+def test_the_fine_tuning_peer_makes_the_views_that_our_exact_recipe_makes(files):
+    record, spec = files.records[0], 'rand-m7-n4-mstd0.5-inc1'
+    options = {'size': 32, 'length': 4, 'stride': 4, 'rand_augment': spec, 'erasing': peer_decord.ERASING, 'views': 2}
+    ours = finetune.Recipe(**options, rand_augment_mode='exact')(record, np.random.default_rng(5))['video']
+    found = peer_decord.load_views(Reader, record.path, np.random.default_rng(5), 4, 4, 32, spec, 2)
+    mean, std = (np.reshape(x, (3, 1, 1, 1)) for x in (peer_decord.MEAN, peer_decord.STD))
+    assert len(found) == 2
+    assert np.abs(found[0] - found[1]).mean() > 0.1
+    for view, expected in zip(found, ours, strict=True):
+        levels = (view * std + mean) * 255
+        np.testing.assert_allclose(levels.transpose(1, 2, 3, 0), expected, atol=1)  # ours rounds to whole levels
+
+
 def test_without_decord_the_peer_is_one_sentence_with_the_remedy(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, 'decord', None)
     assert cli.main(['bench', 'loader', '--peer=decord']) == 1
@@ -132,7 +146,7 @@ def test_the_command_prints_a_table_and_writes_every_measurement(files, tmp_path
     ]
     ffmpeg = content['rows'][4]
     for row in content['rows']:
-        assert row['clips_per_batch'] == 2
+        assert row['clips_per_batch'] == (4 if row['part'] == 'finetune' else 2)  # two views each
         assert len(row['cpu_ms_per_clip_each']) == 2
         assert row['cpu_ms_per_clip'] == pytest.approx(np.median(row['cpu_ms_per_clip_each']))
         assert row['clips_per_second_per_core'] == pytest.approx(1000 / row['cpu_ms_per_clip'])
