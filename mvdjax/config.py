@@ -5,6 +5,7 @@ A section is the keyword arguments of exactly one callable, so a misspelt or mis
     config.task_name      the module mvdjax/tasks/<task_name>.py
     config.task           Task(**task)
     config.data           data.pipeline.Data(**data), the training set
+    config.streams        may be missing: name -> SideStream(**stream), trained on beside it
     config.evals          name -> {'data': Data(**data), 'batch': videos per step}
     config.optim          optimizers.make_optimizer(..., **optim)
     config.init           Init(**init): where the parameters start from
@@ -29,9 +30,11 @@ from typing import Any
 import ml_collections
 
 from mvdjax import keywords, optimizers, sharding
+from mvdjax.data.mixing import Source
 from mvdjax.data.pipeline import Data, recipe_class
 from mvdjax.errors import UserError
 
+OPTIONAL = ('streams',)
 SECTIONS = ('task_name', 'task', 'data', 'evals', 'optim', 'init', 'run', 'mesh')
 
 
@@ -53,6 +56,24 @@ class Init:
 
 
 @dataclasses.dataclass(frozen=True)
+class SideStream:
+    """A stream of batches beside that of config.data: images beside clips.
+
+    Attributes:
+      data: section of `data.pipeline.Data`.
+      batch: records per optimizer step over all devices and processes.
+    """
+
+    data: Mapping[str, Any]
+    batch: int
+
+    def __post_init__(self) -> None:
+        """Refuses an empty batch."""
+        if self.batch < 1:
+            raise UserError(f'config.streams.<name>.batch must be at least 1, not {self.batch}')
+
+
+@dataclasses.dataclass(frozen=True)
 class Run:
     """How long and how often.
 
@@ -70,6 +91,8 @@ class Run:
       keep: newest checkpoints kept.
       eval_every: steps between evaluations of `eval_sets`; 0 for none.
       eval_sets: names in config.evals.
+      stream: name of the sub-dict of config.data in a batch, where config.streams has others beside it. Epochs,
+        `global_batch` and clips per second are those of config.data.
     """
 
     global_batch: int
@@ -84,6 +107,7 @@ class Run:
     keep: int = 3
     eval_every: int = 0
     eval_sets: Sequence[str] = ()
+    stream: str = 'video'
 
     def __post_init__(self) -> None:
         """Refuses two spellings of the length, and counts that cannot be."""
@@ -166,6 +190,16 @@ def section(config: ml_collections.ConfigDict, name: str) -> dict[str, Any]:
     return config[name].to_dict()
 
 
+def side_streams(config: ml_collections.ConfigDict) -> dict[str, SideStream]:
+    """The streams beside config.data, by name.
+
+    Raises:
+      UserError: a wrong key.
+    """
+    sections = section(config, 'streams') if 'streams' in config else {}
+    return {name: build(SideStream, options, f'streams.{name}') for name, options in sections.items()}
+
+
 def load(spec: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
     """Loads a config file.
 
@@ -184,18 +218,22 @@ def load(spec: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
     path, _, arg = (spec, '', '') if os.path.exists(spec) else spec.rpartition(':') if ':' in spec else (spec, '', '')
     config = _call(path, arg)
     for name in config:
-        if name not in SECTIONS:
-            hint = keywords.nearest(name, SECTIONS)
+        if name not in (*SECTIONS, *OPTIONAL):
+            hint = keywords.nearest(name, (*SECTIONS, *OPTIONAL))
             raise UserError(f'{path} has an unknown section {name!r}; {hint}a config has {", ".join(SECTIONS)}')
+    for name in OPTIONAL:
+        if name not in config:
+            config[name] = ml_collections.ConfigDict()
     for name in SECTIONS:
         if name not in config:
             raise UserError(
                 f'{path} has no section {name!r}; a config has {", ".join(SECTIONS)} (it may be empty: {{}})'
             )
-    if isinstance(config.evals, ml_collections.ConfigDict):
-        for name, node in config.evals.items():  # sets made from one dict share it: an override would reach them all
-            if isinstance(node, ml_collections.ConfigDict):
-                config.evals[name] = node.to_dict()
+    for section_of_sets in (config.evals, config.streams):
+        if isinstance(section_of_sets, ml_collections.ConfigDict):
+            for name, node in section_of_sets.items():  # made from one dict they share it: an override would reach all
+                if isinstance(node, ml_collections.ConfigDict):
+                    section_of_sets[name] = node.to_dict()
     # What decides which keys there are comes first, then the defaults, then the values.
     early = [text for text in overrides if re.match(r'--config\.(task_name|(.+\.)?data\.recipe)=', text)]
     for override in early:
@@ -248,7 +286,7 @@ def _call(path: str, arg: str) -> ml_collections.ConfigDict:
 
 def _calls(config: ml_collections.ConfigDict) -> Iterator[tuple[ml_collections.ConfigDict, Any, str, int]]:
     """(section, the callable whose keywords it is, its name, leading parameters that come from elsewhere)."""
-    for name in SECTIONS:
+    for name in (*SECTIONS, *OPTIONAL):
         if name != 'task_name' and not isinstance(config[name], ml_collections.ConfigDict):
             raise UserError(f'config.{name} must be a section of keys, not {config[name]!r}')
     yield config.task, _task_class(config.task_name), 'task', 0
@@ -258,17 +296,27 @@ def _calls(config: ml_collections.ConfigDict) -> Iterator[tuple[ml_collections.C
     yield config.run, Run, 'run', 0
     yield config.mesh, sharding.make_mesh, 'mesh', 0
     sets = {'data': config.data, **{f'evals.{n}.data': _data(config.evals[n], f'evals.{n}') for n in config.evals}}
+    sets |= {f'streams.{n}.data': _data(config.streams[n], f'streams.{n}') for n in config.streams}
     for name, node in sets.items():
         yield node, Data, name, 0
+        for source, part in _sources(node).items():
+            yield part, Source, f'{name}.mixture.{source}', 0
         if isinstance(node.get('recipe'), str) and isinstance(node.get('options'), ml_collections.ConfigDict):
             yield node.options, recipe_class(node.recipe), f'{name}.options', 0
 
 
 def _data(node: Any, name: str) -> ml_collections.ConfigDict:
-    """The data section of an evaluation set."""
+    """The data section of an evaluation set, or of a stream."""
     if not isinstance(node, ml_collections.ConfigDict) or not isinstance(node.get('data'), ml_collections.ConfigDict):
         raise UserError(f"config.{name} must be {{'data': a data section, 'batch': videos per step}}")
     return node.data
+
+
+def _sources(node: ml_collections.ConfigDict) -> dict[str, ml_collections.ConfigDict]:
+    """The sections of a data section's mixture."""
+    mixture = node.get('mixture')
+    found = dict(mixture.items()) if isinstance(mixture, ml_collections.ConfigDict) else {}
+    return {name: part for name, part in found.items() if isinstance(part, ml_collections.ConfigDict)}
 
 
 def _fill(node: ml_collections.ConfigDict, function: Callable[..., Any]) -> None:

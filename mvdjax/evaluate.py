@@ -40,7 +40,12 @@ class EvalSet:
 
     def make_data(self) -> Data:
         """The data section, checked."""
-        return configs.build(Data, self.data, 'evals.<set>.data')
+        data: Data = configs.build(Data, self.data, 'evals.<set>.data')
+        if data.mixture:
+            raise UserError(
+                'evals.<set>.data takes one list: make the sources of a mixture evaluation sets of their own'
+            )
+        return data
 
 
 def eval_set(config: ml_collections.ConfigDict, name: str) -> EvalSet:
@@ -140,11 +145,11 @@ def evaluate(
     task = configs.make_task(config)
     spec = eval_set(config, set_name)
     data = spec.make_data()
-    one = {name: value[None] for name, value in empty_sample(data, data.read()).items()}
+    files = data.read()
+    check_same_classes(checkpoints.read_meta(checkpoint)['class_names'], checkpoint, files)
+    one = {name: value[None] for name, value in empty_sample(data, files).items()}
     frozen, params = load_frozen_and_params(task, checkpoint, use_ema, mesh, one)
-    evaluator = SetEvaluator(task, spec, mesh, bad_file)
-    check_same_classes(checkpoints.read_meta(checkpoint)['class_names'], checkpoint, evaluator.files)
-    numbers = evaluator(params, frozen)
+    numbers = SetEvaluator(task, spec, mesh, bad_file)(params, frozen)
     bad = read_bad_files(bad_file)
     results = {
         'checkpoint': folder,

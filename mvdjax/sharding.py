@@ -92,8 +92,10 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(('data', 'fsdp')))
 
 
-def check_batch_size(global_batch: int, accumulate: int, mesh: Mesh, processes: int) -> int:
-    """Rows that this process reads per step.
+def check_batch_size(
+    global_batch: int, accumulate: int, mesh: Mesh, processes: int, name: str = 'run.global_batch'
+) -> int:
+    """Rows that this process reads per step; `name` is the batch's in messages.
 
     Raises:
       UserError: the batch does not divide; the message gives the sum.
@@ -101,17 +103,17 @@ def check_batch_size(global_batch: int, accumulate: int, mesh: Mesh, processes: 
     shards = mesh.shape['data'] * mesh.shape['fsdp']
     if global_batch % (shards * accumulate):
         raise UserError(
-            f'run.global_batch {global_batch} does not divide by {shards} batch shards (mesh data x fsdp) x '
+            f'{name} {global_batch} does not divide by {shards} batch shards (mesh data x fsdp) x '
             f'{accumulate} accumulation steps: change one of them; the nearest batch that fits is '
             f'{max(1, round(global_batch / (shards * accumulate))) * shards * accumulate}'
         )
     return global_batch // processes
 
 
-def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """This process's rows of a batch -> global device arrays, split by rows."""
+def place_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
+    """This process's rows of a batch, flat or with a sub-dict per stream -> global device arrays, split by rows."""
     sharding = batch_sharding(mesh)
-    return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
+    return jax.tree.map(lambda value: jax.make_array_from_process_local_data(sharding, value), dict(batch))
 
 
 def place_tree(tree: Any, mesh: Mesh) -> Any:

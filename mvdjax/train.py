@@ -6,6 +6,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -17,20 +18,22 @@ from jax.sharding import Mesh
 from mvdjax import checkpoints, metrics, optimizers, selfcheck, sharding, train_state
 from mvdjax import config as configs
 from mvdjax.console import progress_bar, say
-from mvdjax.data.pipeline import BadFiles, Data, train_batches
+from mvdjax.data.pipeline import Data, Stream
 from mvdjax.data.sources import FileList, check_same_classes
 from mvdjax.errors import UserError
 from mvdjax.evaluate import SetEvaluator, eval_set, make_writable, summary
+from mvdjax.feed import main_part, open_feed, read_streams, rows_per_record
 from mvdjax.metric_writer import MetricWriter
 from mvdjax.rng import step_keys
 from mvdjax.tasks.base import Batch, Task, check_backbone, describe
 from mvdjax.train_state import TrainState
-from mvdjax.window import Feed, Window
+from mvdjax.window import Window
 
 # What may differ when a run is resumed: where things lie and how fast they go, not what is computed.
 FREE_ON_RESUME = (
     r'^run\.(log_every|save_every|keep|eval_every|eval_sets|accumulate)$',
-    r'^data\.(files|root|class_file|workers|threads|prefetch|max_bad_fraction)$',
+    r'^(data|streams\.[^.]+\.data)\.(files|root|class_file|workers|threads|prefetch|timeout|max_bad_fraction)$',
+    r'^(data|streams\.[^.]+\.data)\.mixture\.[^.]+\.(files|root|class_file)$',
     r'^(mesh|evals|init)\.',
     r'^task\.teachers\.\w+\.checkpoint$',
 )
@@ -39,12 +42,13 @@ StepFunction = Callable[[TrainState, Any, Batch], tuple[TrainState, metrics.Metr
 
 
 def make_train_step(
-    task: Task, optimizer: optimizers.Optimizer, *, seed: int, accumulate: int, ema_decay: float, views: int
+    task: Task, optimizer: optimizers.Optimizer, *, seed: int, accumulate: int, ema_decay: float, views: Any
 ) -> StepFunction:
     """The function of one optimizer step: pure, to be jitted with its first argument donated.
 
     A step whose loss, gradient or update is not finite leaves parameters, optimizer state and average as they were,
-    and is counted. `views` neighbouring rows of a batch are of one video and stay together in a micro-batch.
+    and is counted. `views` neighbouring rows of a batch are of one video and stay together in a micro-batch: a number,
+    or {stream: number} where batches have sub-dicts.
     """
 
     def gradients(params: Any, frozen: Any, batch: Batch, keys: Mapping[str, jax.Array]) -> tuple[Any, metrics.Metrics]:
@@ -56,18 +60,18 @@ def make_train_step(
     def accumulated(params: Any, frozen: Any, batch: Batch, keys: Mapping[str, jax.Array]) -> tuple[Any, Any]:
         # Strided micro-batches: each takes rows from every device, so no row has to move between devices. Whole
         # videos, since a draw of mixup is shared by neighbouring rows.
-        def split(x: jax.Array) -> jax.Array:
-            x = x.reshape(-1, accumulate, views, *x.shape[1:]).swapaxes(0, 1)
+        def split(rows: int, x: jax.Array) -> jax.Array:
+            x = x.reshape(-1, accumulate, rows, *x.shape[1:]).swapaxes(0, 1)
             return x.reshape(accumulate, -1, *x.shape[3:])
 
-        micro = jax.tree.map(split, dict(batch))
+        micro = jax.tree.map(lambda rows, part: jax.tree.map(partial(split, rows), part), views, dict(batch))
 
         def add(total: Any, part: tuple[jax.Array, Batch]) -> tuple[Any, None]:
             number, rows = part
             more = gradients(params, frozen, rows, {n: jax.random.fold_in(k, number) for n, k in keys.items()})
             return jax.tree.map(jnp.add, total, more), None
 
-        shapes = jax.eval_shape(gradients, params, frozen, {n: x[0] for n, x in micro.items()}, keys)
+        shapes = jax.eval_shape(gradients, params, frozen, jax.tree.map(lambda x: x[0], micro), keys)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         (total, values), _ = jax.lax.scan(add, zeros, (jnp.arange(accumulate), micro))
         return jax.tree.map(lambda g: g / accumulate, total), values
@@ -106,7 +110,7 @@ def make_train_step(
 
 
 def compile_step(
-    task: Task, optimizer: optimizers.Optimizer, run: configs.Run, state: TrainState, mesh: Mesh, views: int
+    task: Task, optimizer: optimizers.Optimizer, run: configs.Run, state: TrainState, mesh: Mesh, views: Any
 ) -> StepFunction:
     """The jitted step: the state donated and returned where it was, so that it compiles once for the whole run."""
     step = make_train_step(
@@ -117,12 +121,12 @@ def compile_step(
 
 
 def meta_data(
-    config: ml_collections.ConfigDict, task: Task, files: FileList, batch: Batch, before: Mapping[str, Any] | None
+    config: ml_collections.ConfigDict, task: Task, files: FileList, video: Any, before: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     """The JSON that travels in a checkpoint, less what changes from step to step.
 
-    `before` is the meta of the checkpoint that the run is resumed from, which knows the origin of the weights: the
-    folders of earlier stages may be gone by then.
+    `video` is a batch's. `before` is the meta of the checkpoint that the run is resumed from, which knows the origin of
+    the weights: the folders of earlier stages may be gone by then.
     """
     plain = json.loads(json.dumps(config.to_dict()))
     if before is None:
@@ -135,7 +139,7 @@ def meta_data(
         'schema_version': checkpoints.SCHEMA_VERSION,
         'config': plain,
         'class_names': list(files.class_names),
-        'input_shape': list(batch['video'].shape[1:]),
+        'input_shape': list(video.shape[1:]),
         'backbone': describe(task.backbone()),
         'sources': sources,
         'licence': 'see sources' if sources else 'trained from scratch by this run: yours, and that of your data',
@@ -256,13 +260,15 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     run: configs.Run = configs.build(configs.Run, configs.section(config, 'run'), 'run')
     mesh = configs.build(sharding.make_mesh, configs.section(config, 'mesh'), 'mesh')
     task: Task = configs.make_task(config)
-    data: Data = configs.build(Data, configs.section(config, 'data'), 'data')
-    files = data.read()
+    streams = read_streams(config, run)
+    files = streams[run.stream].files
     task.check_files(files)
     for note in files.notes:
         say(f'note: {note}')
     steps_per_epoch, steps = run.steps_per_epoch(len(files.records)), run.total_steps(len(files.records))
-    sharding.check_batch_size(run.global_batch, run.accumulate, mesh, jax.process_count())
+    for name, stream in streams.items():
+        what = 'run.global_batch' if name == run.stream else f'streams.{name}.batch'
+        sharding.check_batch_size(stream.batch, run.accumulate, mesh, jax.process_count(), what)
     evaluators = make_evaluators(config, run, task, mesh, workdir)
     for evaluator in evaluators.values():
         check_same_classes(files.class_names, files.path, evaluator.files)
@@ -275,20 +281,16 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
         if start >= steps:
             say(f'{workdir} is finished: step {start} of {steps}')
             return {}
-        bad_file = os.path.join(workdir, 'bad_videos.jsonl')
-        batches = train_batches(
-            data,
-            files,
-            seed=run.seed,
-            global_batch=run.global_batch,
-            start_step=start,
+        feed = open_feed(
+            streams,
+            run,
+            workdir,
+            start=start,
             steps=steps,
-            bad=BadFiles(bad_file),
+            counts=before['data_position'].get('files', {}) if before else {},
             process=jax.process_index(),
             processes=jax.process_count(),
         )
-        views = data.make().views
-        feed = Feed(batches, views, data.max_bad_fraction, files.path, bad_file)
         window = Window()
         host = feed(window)
         task.check(host)
@@ -297,10 +299,10 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
         optimizer = make_optimizer(config, run, task, params, len(files.records))
         state = start_state(config, run, task, optimizer, host, saved, mesh)
         frozen = sharding.place_tree(task.frozen(), mesh)
-        step_function = compile_step(task, optimizer, run, state, mesh, views)
+        step_function = compile_step(task, optimizer, run, state, mesh, rows_per_record(streams))
         say(sharding.describe(params, mesh))
-        say(_batch_sum(run, mesh, len(files.records), steps))
-        meta = meta_data(config, task, files, host, before)
+        say(_batch_sum(run, mesh, streams, steps))
+        meta = meta_data(config, task, files, main_part(host, run.stream)['video'], before)
 
         numbers: dict[str, float] = {}
         with MetricWriter(workdir, start) as writer, progress_bar(steps, start, 'step') as bar:
@@ -311,7 +313,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
                 jax.block_until_ready(window.values[-1:])  # one step ahead, no more: what is waited for below is data
                 state, values = step_function(state, frozen, sharding.place_batch(host, mesh))
                 window.values.append(values)
-                window.records += len(host['video']) * jax.process_count()
+                window.records += len(main_part(host, run.stream)['video']) * jax.process_count()
                 if not last:
                     host = feed(window)  # read while the devices compute
                 if last or step % run.log_every == 0 or step % run.save_every == 0:
@@ -326,24 +328,30 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
                         say(f'step {step} {name}: {summary(found, None)}')
                     window.start = time.perf_counter()
                 if last or step % run.save_every == 0:
-                    saved.save(state, {**meta, 'step': step, 'data_position': {'next_sample': step * run.global_batch}})
+                    position = {'next_sample': step * run.global_batch, 'files': feed.counts(ahead=not last)}
+                    saved.save(state, {**meta, 'step': step, 'data_position': position})
                 bar.update(1)
         saved.wait()
     return numbers
 
 
-def _batch_sum(run: configs.Run, mesh: Mesh, records: int, steps: int) -> str:
+def _batch_sum(run: configs.Run, mesh: Mesh, streams: Mapping[str, Stream], steps: int) -> str:
     shards = mesh.shape['data'] * mesh.shape['fsdp']
-    per = run.global_batch // (shards * run.accumulate)
-    return (
-        f'batch {run.global_batch} = {per} per device x {shards} batch shards x {run.accumulate} accumulation; '
-        f'{records} files, {steps} steps'
-    )
+    lines = []
+    for name, stream in streams.items():
+        what = 'batch' if len(streams) == 1 else f'{name} batch'
+        per = stream.batch // (shards * run.accumulate)
+        lines.append(
+            f'{what} {stream.batch} = {per} per device x {shards} batch shards x {run.accumulate} accumulation; '
+            f'{len(stream.files.records)} files'
+        )
+    return '\n'.join(lines) + f', {steps} steps'
 
 
 def _show(bar: Any, step: int, steps: int, numbers: Mapping[str, float]) -> None:
     """A line of metrics: on the bar of a terminal, or printed."""
-    shown = {k: f'{v:.4g}' for k, v in numbers.items() if k not in ('update_norm', 'substituted', 'skipped')}
+    hidden = ('update_norm', 'substituted', 'skipped', 'memory_mib', 'worker_memory_mib')
+    shown = {k: f'{v:.4g}' for k, v in numbers.items() if k not in hidden}
     shown |= {k: f'{numbers[k]:.0f}' for k in ('substituted', 'skipped') if numbers[k]}
     if not bar.disable:
         bar.set_postfix(shown)

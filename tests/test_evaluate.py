@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -61,6 +62,33 @@ def test_unknown_set_and_missing_checkpoint(demo_data, classifier, tmp_path):
     with pytest.raises(UserError, match='no checkpoint in'):
         evaluate(config, str(tmp_path / 'nothing'), str(tmp_path / 'nothing'), 'test', False)
     assert not (tmp_path / 'nothing').exists()
+
+
+def test_classes_in_another_order_are_refused(demo_data, classifier, tmp_path):
+    names = (demo_data / 'motion_classes.txt').read_text().split('\n')
+    (tmp_path / 'classes.txt').write_text('\n'.join([names[1], names[0], *names[2:]]))
+    with pytest.raises(UserError, match=r'class 0 is .* in .*classifier.* and .* in .*motion_test\.txt; give both'):
+        score(demo_data, classifier, tmp_path, f'evals.test.data.class_file={tmp_path}/classes.txt')
+
+
+def test_a_data_set_in_its_own_format_is_scored_and_what_is_odd_about_it_is_said(
+    demo_data, classifier, tmp_path, capsys
+):
+    names = (demo_data / 'motion_classes.txt').read_text().split('\n')[:8]
+    lines = [line.split() for line in (demo_data / 'motion_test.txt').read_text().splitlines()]
+    entries = [{'vid_name': Path(path).stem, 'label': int(label)} for path, label in lines]
+    (tmp_path / 'set').mkdir()
+    (tmp_path / 'set/Diving48_vocab.json').write_text(json.dumps([name.split() for name in names]))
+    (tmp_path / 'set/Diving48_V2_test.json').write_text(json.dumps([*entries, {'vid_name': 'gone', 'label': 0}]))
+    (tmp_path / 'set/videos').symlink_to(demo_data / 'videos/test')
+    override = f'evals.test.data.files=diving48:test:{tmp_path}/set'
+    result = score(demo_data, classifier, tmp_path / 'out', override, 'evals.test.data.class_file=')
+    plain = score(demo_data, classifier, tmp_path / 'out')
+    assert (result['top1'], result['scored']) == (plain['top1'], plain['scored'])
+    printed = capsys.readouterr().out
+    assert f'note: diving48:test: 1 of the 17 files that {tmp_path}/set/Diving48_V2_test.json lists are not' in printed
+    assert 'note: diving48:test: 16 files, published are 1970; scores on other files are other scores' in printed
+    assert 'note: diving48:test: 8 classes, published are 48' in printed
 
 
 def test_evaluation_during_training_is_logged(demo_data, tmp_path):

@@ -202,7 +202,7 @@ def test_weights_are_not_read_with_another_meaning(demo_data, undisturbed, tmp_p
 def test_meta_says_where_weights_come_from(undisturbed):
     meta = checkpoints.read_meta(str(undisturbed))
     assert meta['step'] == 24
-    assert meta['data_position'] == {'next_sample': 24 * 8}
+    assert meta['data_position'] == {'next_sample': 24 * 8, 'files': {'video': [24 * 8, 0]}}
     assert meta['config']['task_name'] == 'mae'
     assert json.loads(json.dumps(meta)) == meta
 

@@ -75,7 +75,7 @@ def _draw_run(figure: Figure, place: SubplotSpec, run: TrainedRun) -> None:
         panels[-1].set_yticks([0.0, peak], ['0', f'{peak:.2g}'])
         panels[-1].set_ylim(0, 1.2 * peak or None)
     for panel in panels:
-        _style(panel)
+        style_panel(panel)
     panels[-1].set_xlabel('optimizer step')
     panels[-1].xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=True))
     panels[-1].set_xlim(left=0)
@@ -139,7 +139,8 @@ def _score_text(run: TrainedRun) -> str:
     return ', '.join(f'{found["set"]} {metric} {found[metric]:.1f} %' for metric in SCORES[:1] if metric in found)
 
 
-def _style(panel: Axes) -> None:
+def style_panel(panel: Axes) -> None:
+    """A light grid behind, no box around."""
     panel.grid(color='#e5e7eb', lw=0.8)
     panel.set_axisbelow(True)
     panel.spines[['top', 'right']].set_visible(False)

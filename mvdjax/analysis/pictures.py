@@ -67,22 +67,22 @@ def draw_samples(title: str, subtitle: str, samples: MaskedSamples, found: Recon
     layout = _arrange(rows, slots, is_clip)
     figure = Figure(figsize=(layout.width / DPI, layout.height / DPI), dpi=DPI)
     canvas = np.full((layout.height, layout.width, 3), 255, np.uint8)
-    _text(figure, layout, MARGIN, 20, title, size=15, color=INK, weight='bold')
-    _text(figure, layout, MARGIN, 48, subtitle, size=11, color=SOFT)
+    draw_text(figure, MARGIN, 20, title, size=15, color=INK, weight='bold')
+    draw_text(figure, MARGIN, 48, subtitle, size=11, color=SOFT)
     top = HEAD
     for number, row in enumerate(rows):
-        _text(figure, layout, MARGIN, top, row.title, size=12.5, color=INK, weight='bold')
-        _text(figure, layout, MARGIN, top + 24, row.caption, size=10.5, color=SOFT)
+        draw_text(figure, MARGIN, top, row.title, size=12.5, color=INK, weight='bold')
+        draw_text(figure, MARGIN, top + 24, row.caption, size=10.5, color=SOFT)
         if row.cells.dtype == np.bool_:
             for left, name, color in ((150, 'visible', VISIBLE), (236, 'hidden', MASKED)):
-                _text(figure, layout, MARGIN + left, top, '■', size=12.5, color=color)
-                _text(figure, layout, MARGIN + left + 18, top + 1, name, size=11, color=INK)
+                draw_text(figure, MARGIN + left, top, '■', size=12.5, color=color)
+                draw_text(figure, MARGIN + left + 18, top + 1, name, size=11, color=INK)
         top += CAPTION
         if is_clip and number == 0:
             _head(figure, layout, top, frames, samples.patch[0])
             top += FRAMES
         for left, cell in zip(layout.lefts, row.cells, strict=True):
-            canvas[top : top + layout.side[0], left : left + layout.side[1]] = _cell(cell, layout.side)
+            canvas[top : top + layout.side[0], left : left + layout.side[1]] = draw_cell(cell, layout.side)
         top += layout.side[0] + SPACE
     figure.figimage(canvas)  # pixel for pixel: no resampling that would soften the borders of patches
     figure.savefig(path)
@@ -134,11 +134,15 @@ def make_rows(samples: MaskedSamples, found: Reconstruction | None, frames: Sequ
     ]
 
 
+def cell_side(height: int, width: int) -> tuple[int, int]:
+    """(height, width) in which frames are drawn: small ones enlarged by a whole number."""
+    scale = max(1, round(CELL / width)) if width <= CELL else CELL / width
+    return round(height * scale), round(width * scale)
+
+
 def _arrange(rows: Sequence[Row], slots: Sequence[int], is_clip: bool) -> _Layout:
     """Places the columns; those of one tubelet stand closer together."""
-    height, width = rows[0].cells.shape[1:3]
-    scale = max(1, round(CELL / width)) if width <= CELL else CELL / width
-    side = (round(height * scale), round(width * scale))
+    side = cell_side(*rows[0].cells.shape[1:3])
     paired = len(set(slots)) < len(slots)
     lefts = [MARGIN]
     for before, after in itertools.pairwise(slots):
@@ -155,12 +159,12 @@ def _head(figure: Figure, layout: _Layout, top: int, frames: Sequence[int], tube
         first, last = frames[group[0]] + 1, frames[group[-1]] + 1
         name = f'frame {first}' if first == last else f'frames {first}-{last}'
         text = f'{name}: tubelet {frames[group[0]] // tubelet + 1}' if tubelet > 1 else name
-        _text(figure, layout, (left + right) / 2, top + 4, text, size=10, color=SOFT, ha='center')
+        draw_text(figure, (left + right) / 2, top + 4, text, size=10, color=SOFT, ha='center')
         y = 1 - (top + 27) / layout.height
         figure.add_artist(Line2D([left / layout.width, right / layout.width], [y, y], color=SOFT, lw=1.2))
 
 
-def _cell(cell: np.ndarray, side: tuple[int, int]) -> np.ndarray:
+def draw_cell(cell: np.ndarray, side: tuple[int, int]) -> np.ndarray:
     """A frame, or a patch grid in two colours with white lines, as uint8 (*side, 3)."""
     if cell.dtype != np.bool_:
         method = cv2.INTER_NEAREST if cell.shape[0] <= side[0] else cv2.INTER_AREA
@@ -177,6 +181,7 @@ def _rgb(color: str) -> np.ndarray:
     return np.frombuffer(bytes.fromhex(color[1:]), np.uint8)
 
 
-def _text(figure: Figure, layout: _Layout, x: float, y: float, text: str, **style: Any) -> None:
+def draw_text(figure: Figure, x: float, y: float, text: str, **style: Any) -> None:
     """Text with its upper left corner at these pixels."""
-    figure.text(x / layout.width, 1 - y / layout.height, text, va='top', parse_math=False, **style)
+    width, height = figure.get_size_inches() * figure.dpi
+    figure.text(x / width, 1 - y / height, text, va='top', parse_math=False, **style)

@@ -18,7 +18,7 @@ import numpy as np
 from mvdjax import checkpoints
 from mvdjax import config as configs
 from mvdjax.analysis.runs import TrainedRun
-from mvdjax.data.pipeline import BadFiles, Data, TrainSamples
+from mvdjax.data.pipeline import BadFiles, Data
 from mvdjax.data.schema import SUBSTITUTED
 from mvdjax.errors import UserError
 from mvdjax.models.embed import Grid, patchify, token_grid, unpatchify
@@ -84,14 +84,15 @@ def read_samples(run: TrainedRun) -> MaskedSamples:
     assert run.meta is not None
     config = ml_collections.ConfigDict(run.meta['config'])
     data: Data = configs.build(Data, configs.section(config, 'data'), 'data')
-    if not os.path.isabs(data.files) and not os.path.exists(data.files):
-        raise UserError(
-            f'its data list {data.files} is not there, seen from {os.getcwd()}: start the report in the folder that '
-            'the run was started in'
-        )
+    for path in [data.files] if data.files else [source['files'] for source in (data.mixture or {}).values()]:
+        if not os.path.isabs(path) and not os.path.exists(path):
+            raise UserError(
+                f'its data list {path} is not there, seen from {os.getcwd()}: start the report in the folder that '
+                'the run was started in'
+            )
     if 'views' in data.options:  # one clip of a video is enough for a picture
         data = dataclasses.replace(data, options={**data.options, 'views': 1})
-    samples = TrainSamples(data.read(), data.make(), SAMPLE_SEED, BadFiles(None))
+    samples = data.samples(data.read(), SAMPLE_SEED, BadFiles(None))
     drawn = [samples(0)]
     if drawn[0]['video'].shape[0] == 1:
         drawn += [samples(number) for number in range(1, IMAGES)]

@@ -15,6 +15,7 @@ import dataclasses
 import json
 import os
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from mvdjax.data.check_cache import Cache, decoder
 from mvdjax.data.check_list import CheckedList, read_whole, write_clean
 from mvdjax.data.check_text import errors, problems, summary, warnings
 from mvdjax.data.examine import Facts, Job, examine
+from mvdjax.data.media import IMAGE_SUFFIXES
 from mvdjax.data.progress import Progress
 from mvdjax.data.watched import Failure, run_jobs
 from mvdjax.errors import UserError
@@ -49,10 +51,9 @@ SCHEMA = 1
         hashes                      {content, order}, see `check_report.hashes`
         totals                      see `check_report.totals`
     leaks                           see `check_report.leaks`; `lists` are places in `lists`
-    files                           {path, ...} of every file, see `examine.Facts`
+    files                           {path, listed, ...} of every file, see `examine.Facts`; `listed` has [place in
+                                    `lists`, line, label] of every line that names it
 """
-
-IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.ppm', '.tif', '.tiff', '.gif')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,14 +110,17 @@ def check(paths: Sequence[str], output: str, options: Options = Options(), progr
     images = [_are_images(checked, options.media) for checked in lists]
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
+    clean_paths = list(_clean_paths(paths, folder))
     kinds: dict[str, bool] = {}
-    for checked, image in zip(lists, images, strict=True):
+    listed: dict[str, list[list[int]]] = defaultdict(list)
+    for number, (checked, image) in enumerate(zip(lists, images, strict=True)):
         for record in checked.files.records:
             kinds.setdefault(record.path, image)
+            listed[record.path].append([number, record.line, record.label])
     found = _gather(kinds, folder / 'cache.jsonl', options, progress)
     leaks = report.leaks(lists, found)
     described = []
-    for number, (checked, image, clean) in enumerate(zip(lists, images, _clean_paths(paths, folder), strict=True)):
+    for number, (checked, image, clean) in enumerate(zip(lists, images, clean_paths, strict=True)):
         values = _describe(checked, image, found, options)
         leaked = {leak['lines'][0] for leak in leaks if leak['lists'][0] == number}
         values['clean'] = os.fspath(clean)
@@ -130,7 +134,7 @@ def check(paths: Sequence[str], output: str, options: Options = Options(), progr
         'frames': options.frames,
         'lists': described,
         'leaks': leaks,
-        'files': [{'path': path, **dataclasses.asdict(found[path])} for path in kinds],
+        'files': [_entry(path, listed[path], found[path]) for path in kinds],
     }
     _write_json(result, folder / 'check.json')
     (folder / 'problems.txt').write_text(''.join(f'{line}\n' for line in problems(result)), encoding='utf-8')
@@ -207,6 +211,11 @@ def _describe(checked: CheckedList, image: bool, found: dict[str, Facts], option
         'hashes': report.hashes(records, found),
         'totals': report.totals([r.path for r in records], found),
     }
+
+
+def _entry(path: str, listed: list[list[int]], facts: Facts) -> dict[str, Any]:
+    """An entry of `files`."""
+    return {'path': path, 'listed': listed, **dataclasses.asdict(facts), 'notes': list(facts.notes)}
 
 
 def _write_json(result: dict[str, Any], path: Path) -> None:

@@ -17,6 +17,7 @@ from mvdjax.data.sources import FileList, read_list
 from mvdjax.errors import UserError
 
 _SUFFIXES = ('.txt', '.csv', '.tsv', '.jsonl')  # of lists in an object store
+_MOST = 1000  # wrong lines that are collected before it is no list of files
 _BLOCK = 500  # lines read again for every wrong one among them
 
 
@@ -82,9 +83,9 @@ def read_whole(path: str, root: str, num_classes: int | None, class_file: str) -
                 file.write('\n'.join(chosen))
             return read_list(copy, folder, num_classes, class_file)
 
-        problems = _find_problems(read, copy, lines)
-        kept = [line if i not in problems else '' for i, line in enumerate(lines)]
         try:
+            problems = _find_problems(read, copy, lines)
+            kept = [line if i not in problems else '' for i, line in enumerate(lines)]
             files = read(kept)
         except UserError as error:
             raise UserError(str(error).replace(copy, path)) from error
@@ -126,6 +127,11 @@ def _add_problem(
     problems: dict[int, str],
 ) -> bool:
     """Reads the lines at these places; notes what is wrong with one of them. False: nothing is."""
+    if len(problems) > _MOST:
+        raise UserError(
+            f'{copy}: more than {_MOST} lines are wrong, such as line {min(problems) + 1}: '
+            f'{problems[min(problems)]}; is it a list at all, and does its first line show how the others are written?'
+        )
     try:
         read([lines[i] for i in places])
     except UserError as error:
@@ -156,7 +162,7 @@ def write_clean(checked: CheckedList, dropped: Collection[int], path: str | os.P
     out = {*dropped, *(bad.line for bad in checked.bad_lines)}
     records = [record for record in checked.files.records if record.line not in out]
     if checked.lines is None:
-        text = ''.join(f'{record.path} {record.label}\n' for record in records)
+        text = ''.join(f'{r.path} {r.label}\n' if r.label >= 0 else f'{r.path}\n' for r in records)
     else:
         text = '\n'.join(line for number, line in enumerate(checked.lines, start=1) if number not in out)
     with open(path, 'w', encoding='utf-8', newline='') as file:

@@ -11,6 +11,11 @@ TOOLS = {
         'write the built-in demo data set: real encoded videos and images, with lists and class names',
         'mvdjax data demo --output=quickstart/data',
     ),
+    'init': (
+        'mvdjax.data.init',
+        'make lists and class names of a folder of your own: its sub-folders are the classes',
+        'mvdjax data init my_videos --val=0.1',
+    ),
     'check': (
         'mvdjax.data.check',
         'decode every file of a list once and say what is wrong: lines, files, duplicates, leaks',
@@ -21,10 +26,15 @@ TOOLS = {
         'put the videos of a list into ArrayRecord shards, as they are or quicker to decode',
         'mvdjax data pack lists/train.txt --profile=gop16 --output=packs/train',
     ),
-    'init': (
-        'mvdjax.data.init',
-        'make lists and class names of a folder of your own: its sub-folders are the classes',
-        'mvdjax data init my_videos --val=0.1',
+    'stats': (
+        'mvdjax.analysis.data_stats',
+        'what `mvdjax data check` found, as plots and one HTML page',
+        'mvdjax data stats check --output=stats',
+    ),
+    'show': (
+        'mvdjax.analysis.data_show',
+        'pictures of exactly what the model will see for a config: clips, masks, erased boxes, labels',
+        'mvdjax data show --config=configs/mvd/demo_nano.py --output=shown --step=100',
     ),
 }
 

@@ -148,8 +148,8 @@ def write(lists: Lists, folder: str, output: str, overwrite: bool = False) -> di
     try:
         os.makedirs(output, exist_ok=True)
         for path, content in texts.values():
-            with open(path, 'w', encoding='utf-8', newline='') as file:
-                file.write(content)
+            with open(path, 'w', encoding='utf-8', newline='') as list_file:
+                list_file.write(content)
     except (OSError, UnicodeEncodeError) as error:
         raise UserError(f'the lists cannot be written to {output} ({error}); give another --output') from error
     return {name: path for name, (path, _) in texts.items()}

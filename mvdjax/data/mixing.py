@@ -30,7 +30,7 @@ class Source:
     root: str = ''
     class_file: str = ''
     num_classes: int | None = None
-    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    options: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         """Refuses a source that would never come up."""
@@ -57,7 +57,7 @@ class Part:
     start: int
     stop: int
     weight: float
-    options: Mapping[str, Any]
+    options: Mapping[str, Any] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,32 +66,32 @@ class MixedList(FileList):
 
     Attributes:
       parts: the sources, in the order of their records.
-      labels: how their labels were brought together, one of LABELS, or '' if they have no common meaning.
+      labels: how their labels were brought together, one of LABELS, or None if they have no common meaning.
     """
 
     parts: tuple[Part, ...] = ()
-    labels: str = ''
+    labels: str | None = None
 
 
 def parts_of(files: FileList) -> tuple[Part, ...]:
     """The parts of a mixture; a plain list is one part, all of it."""
-    return files.parts if isinstance(files, MixedList) else (Part('', 0, len(files.records), 1.0, {}),)
+    return files.parts if isinstance(files, MixedList) else (Part('', 0, len(files.records), 1.0, None),)
 
 
-def read_mixture(mixture: Mapping[str, Mapping[str, Any]], labels: str) -> MixedList:
+def read_mixture(mixture: Mapping[str, Mapping[str, Any]], labels: str | None) -> MixedList:
     """Reads the lists of a mixture.
 
     Args:
       mixture: name -> section of `Source`.
       labels: 'same': the sources have the same classes, and must say so by their class names or their number;
-        'joined': the classes of each source follow those of the one before; '': nobody asks for labels.
+        'joined': the classes of each source follow those of the one before; None: nobody asks for labels.
 
     Raises:
       UserError: as `sources.read_list`; or labels that cannot be brought together as asked.
     """
-    if labels not in ('', *LABELS):
+    if labels not in (None, *LABELS):
         raise UserError(
-            f"data.labels must be one of {', '.join(LABELS)} or '', not {labels!r}; "
+            f'data.labels must be one of {", ".join(LABELS)} or None, not {labels!r}; '
             f'{keywords.nearest(labels, LABELS)}it says how the labels of data.mixture belong together'
         )
     sources = {
@@ -114,7 +114,7 @@ def read_mixture(mixture: Mapping[str, Mapping[str, Any]], labels: str) -> Mixed
     for name, files in lists.items():
         start = len(records)
         records += [dataclasses.replace(r, label=r.label + offset) if r.label >= 0 else r for r in files.records]
-        parts.append(Part(name, start, len(records), sources[name].weight, dict(sources[name].options)))
+        parts.append(Part(name, start, len(records), sources[name].weight, sources[name].options))
         if labels == 'joined':
             names += files.class_names or [f'{name} {i}' for i in range(classes[name])]
             offset += classes[name]

@@ -8,11 +8,8 @@ holds, which makes it finished. A kill at any moment loses the shards in work. `
 import argparse
 import contextlib
 import dataclasses
-import fcntl
-import hashlib
 import json
 import os
-import re
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -20,57 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from mvdjax import __version__
+from mvdjax.data import pack_state as state
 from mvdjax.data import packed, shards, transcode
-from mvdjax.data.packed import Shard
+from mvdjax.data.pack_state import PackSpec
 from mvdjax.data.progress import Progress
 from mvdjax.data.shards import Check, Item, Job, Trouble
 from mvdjax.data.sources import FileList, read_list
 from mvdjax.data.watched import Failure, run_jobs
 from mvdjax.errors import UserError
 
-UNFINISHED = 'pack.unfinished.json'  # the plan, while it is being carried out
 BAD = 'bad_videos.jsonl'
-DEFAULT_SIZE = 320
-# Videos per shard: 0.5 to 1.5 GB of ten-second videos. Each shard is a file that every reader holds open.
-_PER_SHARD = {'copy': 1024, 'gop16': 512, 'intra': 256}
-_LEAST_SHARDS = 16  # so that short lists keep several processes busy
-
-
-@dataclasses.dataclass(frozen=True)
-class PackSpec:
-    """What to write.
-
-    Attributes:
-      profile: of `transcode.PROFILES`.
-      size: largest short side in pixels, even; None is 320. 'copy' takes none.
-      name: of the data set: lower case letters, digits and underscores, a letter first; '' takes the list's.
-      split: likewise.
-      shards: number of files; 0 chooses by the length of the list.
-      workers: processes; 0 means one per core. It has no influence on what is written.
-      strict: whether an unreadable file is an error.
-    """
-
-    profile: str
-    size: int | None = None
-    name: str = ''
-    split: str = 'train'
-    shards: int = 0
-    workers: int = 0
-    strict: bool = False
-
-    def __post_init__(self) -> None:
-        """Refuses what makes no pack."""
-        if self.profile not in transcode.PROFILES:
-            raise UserError(f'there is no profile {self.profile!r}; choose one of {", ".join(transcode.PROFILES)}')
-        if self.profile == 'copy' and self.size is not None:
-            raise UserError('the profile copy keeps pictures as they are: leave --size out, or choose gop16 or intra')
-        if self.size is not None and (self.size < 16 or self.size % 2):
-            raise UserError(f'--size is an even number of pixels from 16 on, such as 256 or 320, not {self.size}')
-        for option, value in (('name', self.name), ('split', self.split)):
-            if value and not re.fullmatch('[a-z][a-z0-9_]*', value):
-                raise UserError(f'--{option} is made of a-z, 0-9 and _ and starts with a letter, not {value!r}')
-        if self.shards < 0 or self.workers < 0:
-            raise UserError('--shards and --workers are numbers from 0 on')
 
 
 def write_pack(files: FileList, root: str, output: str, spec: PackSpec, progress: bool = True) -> dict[str, Any]:
@@ -90,24 +46,25 @@ def write_pack(files: FileList, root: str, output: str, spec: PackSpec, progress
       UserError: the folder holds something else or is in work, it cannot be written, a shard reads back wrong, no file
         is readable; with `strict` one is not. Except for the first, the same call goes on from the finished shards.
     """
-    folder, plan = Path(os.path.abspath(output)), _plan(files, root, spec)
+    folder, plan = Path(os.path.abspath(output)), state.make_plan(files, root, spec)
     say = print if progress else lambda *_: None
     try:
-        if _is_finished(folder, plan):
+        if state.is_finished(folder, plan):
+            state.check_strict(folder, plan, spec)
             say(f'The pack in {folder} is complete: nothing to do.')
             return packed.read_summary(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        with _only_one(folder):
-            _write_json(folder / UNFINISHED, plan)
+        with state.only_one(folder):
+            state.write_json(folder / state.UNFINISHED, plan)
             (folder / 'records').mkdir(exist_ok=True)
             for left in (*folder.glob('.*.tmp'), *folder.glob('records/.*.tmp')):
                 left.unlink()
-            _write_shards(folder, plan, _items(files, root), spec, progress)
+            _write_shards(folder, plan, state.make_items(files, root), spec, progress)
             summary = _finish(folder, plan, files)
     except OSError as error:
         raise UserError(
             f'the pack in {folder} cannot be written ({error.strerror or error}): give it room or the right to be '
-            f'there. {_standing(folder, plan)}'
+            f'there. {state.standing(folder, plan)}'
         ) from error
     counts = summary['counts']
     say(
@@ -149,116 +106,15 @@ def verify_pack(folder: str, workers: int = 0, progress: bool = True) -> int:
     return len(records)
 
 
-def _plan(files: FileList, root: str, spec: PackSpec) -> dict[str, Any]:
-    """What determines the pack: the same plan in the same folder goes on, another is refused."""
-    records = files.records
-    labelled = [record.label >= 0 for record in records]
-    if files.class_names and not all(labelled):
-        line = records[labelled.index(False)].line
-        raise UserError(f'{files.path}:{line}: there is no label, but there are class names; label all files or none')
-    stem = re.sub('[^a-z0-9]+', '_', Path(files.path.split(':')[0]).stem.lower()).strip('_')
-    default = max(-(-len(records) // _PER_SHARD[spec.profile]), _LEAST_SHARDS)
-    digest = hashlib.sha256()
-    for item in _items(files, root):
-        digest.update(f'{item.path}\n{item.label}\n'.encode())
-    return {
-        'format': packed.FORMAT,
-        'profile': spec.profile,
-        'encoding': transcode.VERSION,
-        'size': 0 if spec.profile == 'copy' else spec.size or DEFAULT_SIZE,
-        'name': spec.name or (stem if stem[:1].isalpha() else f'videos_{stem}'.rstrip('_')),
-        'split': spec.split,
-        'shards': min(spec.shards or default, len(records)),
-        'listed': len(records),
-        'list_sha256': digest.hexdigest(),
-        'class_names': list(files.class_names),
-    }
-
-
-def _items(files: FileList, root: str) -> list[Item]:
-    """The lines of the list, with the paths as it has them: relative to the folder that the list counts from."""
-    base = root or os.path.dirname(os.path.abspath(files.path))
-    prefix = base.rstrip('/') + '/'
-    return [Item(r.path, r.path.removeprefix(prefix), r.label, r.line) for r in files.records]
-
-
-def _is_finished(folder: Path, plan: dict[str, Any]) -> bool:
-    """Whether the folder holds the whole pack.
-
-    Raises:
-      UserError: it holds something else.
-    """
-    if not folder.exists():
-        return False
-    if not folder.is_dir():
-        raise UserError(f'{folder} is no folder; give another --output')
-    for name in (packed.SUMMARY, UNFINISHED):
-        if not (folder / name).exists():
-            continue
-        try:
-            found = json.loads((folder / name).read_text())
-        except ValueError:
-            found = {}
-        other = [key for key, value in plan.items() if found.get(key) != value]
-        if other:
-            what = ', '.join(f'{key} {_brief(found.get(key))} and not {_brief(plan[key])}' for key in other)
-            raise UserError(
-                f'{folder} holds a pack with {what}: give another --output, the same list and options as before, or '
-                'delete the folder'
-            )
-        if name == packed.SUMMARY:
-            with contextlib.suppress(UserError):
-                packed.read_pack(str(folder))
-                return True
-        return False  # unfinished, or a shard has been lost
-    if any(not path.name.startswith('.') for path in folder.iterdir()):
-        raise UserError(f'{folder} is not empty and holds no pack; give another --output')
-    return False
-
-
-def _brief(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 40 else f'{text[:37]}...'
-
-
-@contextlib.contextmanager
-def _only_one(folder: Path) -> Iterator[None]:
-    """Keeps a second process out of the folder; the kernel lets go of it when this one ends, however it does."""
-    with open(folder / '.lock', 'w') as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f'another process is packing into {folder}; wait for it, or give another --output'
-            ) from None
-        except OSError:
-            pass  # a file system without locks
-        yield
-
-
-def _write_json(path: Path, content: Any) -> None:
-    """Writes a file whole or not at all, and to the disk."""
-    temporary = path.with_name(f'.{path.name}.tmp')
-    with open(temporary, 'w', encoding='utf-8') as file:
-        json.dump(content, file, ensure_ascii=False, indent=None if path.parent.name == 'records' else 2)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def _finished_shard(folder: Path, plan: dict[str, Any], shard: int) -> Shard | None:
-    content, file = packed.read_shard(folder, shard), folder / packed.shard_name(plan, shard)
-    return content if content and file.exists() and file.stat().st_size == content.size else None
-
-
 def _write_shards(folder: Path, plan: dict[str, Any], items: list[Item], spec: PackSpec, progress: bool) -> None:
     """Writes the shards that are not finished. A file that kills or hangs its worker is blamed and left out."""
+    state.check_strict(folder, plan, spec)
     count = plan['shards']
     cuts = [round(len(items) * shard / count) for shard in range(count + 1)]
     todo = {
         shard: items[cuts[shard] : cuts[shard + 1]]
         for shard in range(count)
-        if _finished_shard(folder, plan, shard) is None
+        if state.finished_shard(folder, plan, shard) is None
     }
     total = sum(len(chosen) for chosen in todo.values())
     if progress:
@@ -282,12 +138,12 @@ def _write_shards(folder: Path, plan: dict[str, Any], items: list[Item], spec: P
             for number, answer in run_jobs(shards.write_shard, jobs, spec.workers):
                 shard, job = numbers[number], jobs[number]
                 if isinstance(answer, Trouble):
-                    raise UserError(f'{answer.text}. {_standing(folder, plan)}')
+                    raise UserError(f'{answer.text}. {state.standing(folder, plan)}')
                 if isinstance(answer, Failure):
                     todo[shard] = _blamed(job, answer)
                     continue
                 os.replace(job.file, folder / packed.shard_name(plan, shard))
-                _write_json(folder / packed.records_name(shard), dataclasses.asdict(answer))
+                state.write_json(folder / packed.records_name(shard), dataclasses.asdict(answer))
 
 
 def _blamed(job: Job, failure: Failure) -> list[Item]:
@@ -304,7 +160,7 @@ def _finish(folder: Path, plan: dict[str, Any], files: FileList) -> dict[str, An
     """Counts, writes what describes the pack and opens it once as a reader will."""
     import tensorflow_datasets as tfds
 
-    contents = [_finished_shard(folder, plan, shard) for shard in range(plan['shards'])]
+    contents = [state.finished_shard(folder, plan, shard) for shard in range(plan['shards'])]
     finished = [content for content in contents if content is not None]
     records = [record for content in finished for record in content.records]
     bad = [entry for content in finished for entry in content.bad]
@@ -344,18 +200,13 @@ def _finish(folder: Path, plan: dict[str, Any], files: FileList) -> dict[str, An
             'bytes': size,
         },
     }
-    _write_json(folder / packed.SUMMARY, summary)
+    state.write_json(folder / packed.SUMMARY, summary)
     source = packed.open_source(folder, plan['split'])
     if (len(source), source[len(source) - 1]['sha256'].decode()) != (len(records), records[-1]['sha256']):
         (folder / packed.SUMMARY).unlink()
         raise UserError(f'tensorflow-datasets reads another pack in {folder} than was written; please report this')
-    (folder / UNFINISHED).unlink(missing_ok=True)
+    (folder / state.UNFINISHED).unlink(missing_ok=True)
     return summary
-
-
-def _standing(folder: Path, plan: dict[str, Any]) -> str:
-    done = sum(_finished_shard(folder, plan, shard) is not None for shard in range(plan['shards']))
-    return f'{done} of {plan["shards"]} shards are finished; start the same command again to go on'
 
 
 @contextlib.contextmanager
@@ -401,7 +252,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='copy: the files as they are; gop16: H.264, quicker to enter anywhere; intra: JPEG pictures, quickest and '
         'largest',
     )
-    parser.add_argument('--size', type=int, help=f'largest short side in pixels, 256 or 320 (default: {DEFAULT_SIZE})')
+    parser.add_argument(
+        '--size', type=int, help=f'largest short side in pixels, 256 or 320 (default: {state.DEFAULT_SIZE})'
+    )
     parser.add_argument('--root', default='', help='folder of relative paths (default: of the list)')
     parser.add_argument('--class_file', default='', help='class names, one on each line')
     parser.add_argument(

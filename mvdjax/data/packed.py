@@ -13,11 +13,11 @@ An example holds `video` (encoded bytes), `path` (as listed), `label`, `frames`,
 """
 
 import dataclasses
-import functools
 import json
 import os
 import re
 import resource
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +131,7 @@ def read_blob(path: str) -> Blob:
     if found is None:
         raise DecodeError(path, 'is no address in a pack: pack://FOLDER/SPLIT#INDEX')
     try:
-        source = _source(os.getpid(), found[1], found[2])
+        source = _source(found[1], found[2])
         if int(found[3]) >= len(source):
             raise DecodeError(path, f'does not exist: the pack holds {len(source)} videos')
         example = source[int(found[3])]
@@ -140,11 +140,21 @@ def read_blob(path: str) -> Blob:
     return Blob(f'{path} ({example["path"].decode()})', example['video'])
 
 
-@functools.cache
-def _source(process: int, folder: str, split: str) -> Any:
-    """The data source of a pack, opened once per process: a fork must not use the files and locks of its parent."""
-    del process
-    return open_source(folder, split)
+# Both by process: a child must not use the files and locks that its parent had at the fork.
+_sources: dict[tuple[int, str, str], Any] = {}
+_locks: dict[int, threading.Lock] = {}
+
+
+def _source(folder: str, split: str) -> Any:
+    """The data source of a pack, opened once per process, by the first thread that comes."""
+    key = (os.getpid(), folder, split)
+    if key not in _sources:
+        with _locks.setdefault(os.getpid(), threading.Lock()):
+            if key not in _sources:
+                source = open_source(folder, split)
+                source[0]  # imports what tensorflow-datasets leaves for later, while no other thread does
+                _sources[key] = source
+    return _sources[key]
 
 
 def open_source(folder: str | Path, split: str) -> Any:

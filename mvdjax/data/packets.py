@@ -380,6 +380,25 @@ def _check(frame: av.VideoFrame, start: int, last: int | None) -> None:
         raise UnreadableError('marks a frame as a keyframe that is none')
 
 
+def every_frame(video: Video, damage: Damage) -> Iterator[av.VideoFrame]:
+    """Decodes everything from the first packet, passing over what is damaged.
+
+    Args:
+        video: freshly opened.
+        damage: is told of every frame before it comes.
+    """
+    context = video.stream.codec_context
+    for packet in _ending(_packets(video)):
+        try:
+            frames = context.decode(packet)
+        except av.InvalidDataError:
+            damage.packet()
+            continue
+        for frame in frames:
+            damage.frame(frame)
+            yield frame
+
+
 def decode_all(video: Video, ids: np.ndarray) -> tuple[np.ndarray, int]:
     """Decodes everything from the first packet, passing over what is damaged, and counts.
 
@@ -395,29 +414,17 @@ def decode_all(video: Video, ids: np.ndarray) -> tuple[np.ndarray, int]:
         UnreadableError: a wanted frame is damaged, or refers to one that is.
     """
     sink = _Sink(ids, np.unique(ids).tolist())
-    context = video.stream.codec_context
-    damage = _Damage()
-    for packet in _ending(_packets(video)):
-        try:
-            frames = context.decode(packet)
-        except av.InvalidDataError:
-            damage.packet()
-            continue
-        for frame in frames:
-            sink.offer(damage.frames, frame)
-            damage.frame(frame)
-    sound = damage.frames  # damage that lasts to the end makes a shorter video
-    while sound - 1 in damage.hurt:
-        sound -= 1
-    if damage.frames and not sound:
-        raise UnreadableError('is damaged from its first frame to its last')
+    damage = Damage()
+    for frame in every_frame(video, damage):
+        sink.offer(damage.frames - 1, frame)
+    sound = damage.sound()
     hurt = sum(frame < sound for frame in damage.hurt.intersection(ids.tolist()))
     if hurt:
         raise UnreadableError(f'is damaged: {len(damage.hurt)} of its {damage.frames} frames, {hurt} of them wanted')
     return sink.result(), sound
 
 
-class _Damage:
+class Damage:
     """Which frames of a full decode cannot be trusted: from a damaged one to the next keyframe.
 
     The pictures that FFmpeg makes up for what is missing depend on more than the file.
@@ -428,6 +435,19 @@ class _Damage:
         self.hurt: set[int] = set()
         self._hurting = False
         self._run = 0  # the first of the B-frames that came last: they may refer to the frame that comes next
+
+    def sound(self) -> int:
+        """The number of frames up to the end, or to where damage begins that lasts to the end.
+
+        Raises:
+            UnreadableError: there is none.
+        """
+        sound = self.frames
+        while sound - 1 in self.hurt:
+            sound -= 1
+        if self.frames and not sound:
+            raise UnreadableError('is damaged from its first frame to its last')
+        return sound
 
     def packet(self) -> None:
         """A packet gave an error."""

@@ -81,7 +81,7 @@ class Data:
       class_file: class names, one per line, or ''.
       num_classes: labels must be below it; None takes the class names' number.
       mixture: several lists instead of `files`: name -> section of `mixing.Source`.
-      labels: how the labels of a mixture belong together: 'same' classes, or 'joined' one source after the other; ''
+      labels: how the labels of a mixture belong together: 'same' classes, or 'joined' one source after the other; None
         if the recipe makes no labels.
       workers: decoding processes; 0 decodes in threads of this one.
       threads: decoding threads of this process or of each worker.
@@ -96,8 +96,8 @@ class Data:
     root: str = ''
     class_file: str = ''
     num_classes: int | None = None
-    mixture: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    labels: str = ''
+    mixture: Mapping[str, Any] | None = None
+    labels: str | None = None
     workers: int = 0
     threads: int = 2
     prefetch: int = 2
@@ -140,7 +140,7 @@ class Data:
         """
         recipe, parts = self.make(), mixing.parts_of(files)
         own = parts if any(part.options for part in parts) else ()
-        recipes = tuple(make_recipe(self.recipe, {**self.options, **part.options}) for part in own)
+        recipes = tuple(make_recipe(self.recipe, {**self.options, **(part.options or {})}) for part in own)
         views = sorted({recipe.views, *(r.views for r in recipes)})
         if len(views) > 1:
             raise UserError(f'the sources of data.mixture make {views} views of a file: give them the same number')

@@ -214,8 +214,17 @@ def _example(item: Item, job: Job, note: _Note) -> tuple[dict[str, Any], bytes]:
         'codec': info.codec,
         'sha256': source_digest,
     }
-    example = features(job.class_names).serialize_example({**record, 'video': packed.data})
-    return {**record, 'line': item.line, 'size': len(packed.data)}, example
+    return {**record, 'line': item.line, 'size': len(packed.data)}, _serialized(record, packed.data, job.class_names)
+
+
+def _serialized(record: dict[str, Any], video: bytes, class_names: tuple[str, ...]) -> bytes:
+    """A tf.Example, always of the same bytes: tensorflow-datasets' own call leaves the order of fields to chance."""
+    from tensorflow_datasets.core.example_serializer import ExampleSerializer
+
+    described = features(class_names)
+    serializer = ExampleSerializer(described.get_serialized_info())
+    example = serializer.get_tf_example(described.encode_example({**record, 'video': video}))
+    return example.SerializeToString(deterministic=True)
 
 
 def _source_digest(media: str | Blob) -> str:

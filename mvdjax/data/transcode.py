@@ -91,7 +91,9 @@ def pack_video(media: Media, profile: str, short_side: int, tick: Callable[[], N
         raise DecodeError(
             name, f'takes {len(data) / 2**30:.1f} GiB packed; cut it into clips that take less than 1 GiB'
         )
-    return Packed(data, probe(Blob(name, data)))
+    blob = Blob(name, data)
+    first_and_last(blob)
+    return Packed(data, probe(blob))
 
 
 def settings(profile: str) -> str:
@@ -305,13 +307,14 @@ def _pixel_aspect(video: Video) -> Fraction:
     return Fraction(video.stream.sample_aspect_ratio or video.stream.codec_context.sample_aspect_ratio or 1)
 
 
-def _encode(media: Media, profile: str, short_side: int, watch: Watch) -> bytes:
+def _encode(media: Media, profile: str, short_side: int, watch: Watch, limit: int = 1 << 62) -> bytes:
+    """A video encoded anew: its first `limit` frames, or as many as are sound."""
     with open_video(_source(media), watch) as video:
         index = packets.read_index(video)
-    buffer = io.BytesIO()
+    buffer, damage = io.BytesIO(), packets.Damage()
     with ExitStack() as stack:
         video = stack.enter_context(open_video(_source(media), watch))
-        frames = packets.every_frame(video)
+        frames = packets.every_frame(video, damage)
         first = next(frames, None)
         if first is None:
             raise UnreadableError('holds no decodable frame')
@@ -323,6 +326,8 @@ def _encode(media: Media, profile: str, short_side: int, watch: Watch) -> bytes:
         output = stack.enter_context(av.open(buffer, 'w', format=kind, container_options={'fflags': '+bitexact'}))
         stream = _open_output(output, profile, shape, first, clock, index.fps or 25)
         for frame in itertools.chain([first], frames):
+            if damage.frames > limit or buffer.tell() > MAX_BYTES:
+                break
             if (frame.width, frame.height, frame.format.name) != given:
                 raise UnreadableError('changes its frame size or pixel format on the way')
             time = clock(frame.pts)
@@ -331,7 +336,10 @@ def _encode(media: Media, profile: str, short_side: int, watch: Watch) -> bytes:
                 frame = graph.vpull()
             frame.pts, frame.time_base, frame.pict_type = time, clock.base, 0  # 0: the encoder chooses the type
             output.mux(stream.encode(frame))
-            if buffer.tell() > MAX_BYTES:
-                break
         output.mux(stream.encode(None))
+    sound = damage.sound()
+    if limit > sound and any(frame < sound for frame in damage.hurt):
+        raise UnreadableError(f'is damaged: {len(damage.hurt)} of its {damage.frames} frames')
+    if sound < min(limit, damage.frames):  # damage to the end makes a shorter video, as it does for `read_frames`
+        return _encode(media, profile, short_side, watch, sound)
     return buffer.getvalue()

@@ -314,14 +314,14 @@ def worker_processes() -> list[BaseProcess]:
 
 
 def memory() -> dict[str, float]:
-    """Memory in MiB: {'memory': resident in this process, 'worker_memory': in the largest data worker}.
+    """Resident memory in MiB: {'memory_mib': of this process, 'worker_memory_mib': of its largest data worker}.
 
     Both count what is shared with others, such as loaded libraries, in full. {} where there is no /proc.
     """
     if not os.path.exists('/proc/self/statm'):
         return {}
     workers = [_resident(p.pid) for p in worker_processes() if p.pid]
-    return {'memory': _resident(os.getpid())} | ({'worker_memory': max(workers)} if workers else {})
+    return {'memory_mib': _resident(os.getpid())} | ({'worker_memory_mib': max(workers)} if workers else {})
 
 
 def _resident(pid: int) -> float:

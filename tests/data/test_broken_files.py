@@ -13,7 +13,8 @@ from mvdjax.data.decode import DecodeError
 from mvdjax.data.pipeline import BadFiles, Data, empty_sample, eval_batches, read_bad_files, train_batches
 from mvdjax.data.schema import SUBSTITUTED, Record
 from mvdjax.errors import UserError
-from mvdjax.train import Feed, Window
+from mvdjax.feed import Budget, Feed
+from mvdjax.window import Window
 
 MASK = {'kind': 'tube', 'ratio': 0.5}
 OPTIONS = {'size': 32, 'length': 4, 'stride': 2, 'patch': (2, 8, 8), 'mask': MASK}
@@ -122,7 +123,7 @@ def test_evaluation_of_broken_files_only_is_an_error(tmp_path):
 def test_more_broken_files_than_allowed_stop_the_run(mixed, tmp_path):
     def feed(limit):
         bad = tmp_path / 'bad.jsonl'
-        feed = Feed(iter(train(mixed, bad, steps=40)), 1, limit, str(mixed), str(bad))
+        feed = Feed(iter(train(mixed, bad, steps=40)), {'clips': Budget(1, limit, str(mixed), str(bad))})
         window = Window()
         for _ in range(40):
             assert SUBSTITUTED not in feed(window)

@@ -192,7 +192,7 @@ def test_rotation_is_applied(folder, profile, angle):
 
 def sequential_blob(packed):
     with av.open(io.BytesIO(packed.data)) as container:
-        frames = [frame for frame in container.decode(video=0)]
+        frames = list(container.decode(video=0))
     assert all(frame.rotation == 0 for frame in frames)
     return np.stack([frame.to_ndarray(format='rgb24') for frame in frames])
 
@@ -200,7 +200,14 @@ def sequential_blob(packed):
 @pytest.mark.parametrize('profile', ENCODED)
 @pytest.mark.parametrize(
     ('pixels', 'matrix', 'full'),
-    [('yuv420p', 1, 1), ('yuv420p', 5, 2), ('yuvj420p', 2, 2), ('yuv422p10le', 1, 1), ('yuv444p', 6, 1), ('rgb24', 0, 2)],
+    [
+        ('yuv420p', 1, 1),
+        ('yuv420p', 5, 2),
+        ('yuvj420p', 2, 2),
+        ('yuv422p10le', 1, 1),
+        ('yuv444p', 6, 1),
+        ('rgb24', 0, 2),
+    ],
 )
 def test_colours_are_what_a_reader_sees(folder, profile, pixels, matrix, full):
     """Matrices (1: BT.709, 5 and 6: BT.601), ranges (2: full) and depths: saturated patches keep their RGB values."""
@@ -248,6 +255,24 @@ def test_damaged_files_keep_the_frames_that_can_be_had(folder, clip):
         assert psnr(frames_of(blob(path, profile)), expected) > CLOSE
 
 
+def test_files_damaged_in_the_middle_are_not_encoded(folder):
+    """Training never sees a frame that the decoder had to make up; encoded anew it would look sound."""
+    clip = encode(folder / 'sound_gops.mp4', 'libx264', g='15', **X264)
+    with av.open(str(clip)) as container:
+        packets = [(p.pos, p.size) for p in container.demux(video=0) if p.size]
+    data = bytearray(clip.read_bytes())
+    position, size = packets[20]
+    data[position + 4 : position + size] = bytes(reversed(data[position + 4 : position + size]))
+    path = folder / 'hurt.mp4'
+    path.write_bytes(data)
+    with pytest.raises(DecodeError, match='is damaged'):
+        frames_of(path)
+    assert blob(path, 'copy').data == bytes(data)  # the other clips can be had
+    for profile in ENCODED:
+        with pytest.raises(DecodeError, match=r'hurt\.mp4 is damaged: \d+ of its \d+ frames'):
+            pack_video(path, profile, 0)
+
+
 @pytest.mark.parametrize(('content', 'reason'), [(b'', 'is empty'), (b'no video at all\n' * 50, 'decoded|text file')])
 def test_no_video(tmp_path, content, reason):
     path = tmp_path / 'file.mp4'
@@ -261,5 +286,5 @@ def test_no_video(tmp_path, content, reason):
 def test_too_large(clip, monkeypatch):
     monkeypatch.setattr('mvdjax.data.transcode.MAX_BYTES', 10_000)
     for profile in ('copy', 'gop16', 'intra'):
-        with pytest.raises(DecodeError, match='takes .* packed|takes .* GiB; cut it'):
+        with pytest.raises(DecodeError, match=r'takes .* packed|takes .* GiB; cut it'):
             pack_video(clip, profile, 0)

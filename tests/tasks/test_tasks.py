@@ -10,7 +10,7 @@ from golden_weights import full_arrays, golden, quick_jit
 
 from mvdjax import losses
 from mvdjax.data.schema import Record
-from mvdjax.data.sources import FileList
+from mvdjax.data.sources import NO_LABEL, FileList
 from mvdjax.errors import UserError
 from mvdjax.evaluation.multiview import TopK
 from mvdjax.models.vit import IMAGENET_MEAN, IMAGENET_STD, ViT
@@ -191,6 +191,8 @@ def test_classification_refuses_wrong_labels_and_mixing():
     task.check_files(FileList('list', (Record('a', 0, 1), Record('b', 3, 2)), ()))
     with pytest.raises(UserError, match=r'list:2: label 4, but task\.num_classes is 4'):
         task.check_files(FileList('list', (Record('a', 0, 1), Record('b', 4, 2)), ()))
+    with pytest.raises(UserError, match=r'list:1: a has no label, which only pretraining can do without'):
+        task.check_files(FileList('list', (Record('a', NO_LABEL, 1),), ()))
     with pytest.raises(UserError, match=r'list has 2 class names, task\.num_classes is 4'):
         task.check_files(FileList('list', (Record('a', 0, 1),), ('x', 'y')))
     with pytest.raises(UserError, match=r"task\.mix has no key 'alpha'"):

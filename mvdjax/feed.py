@@ -1,0 +1,154 @@
+"""What a run trains on: its stream or streams of batches, the budget of unreadable files, and the wait for data."""
+
+import dataclasses
+import os
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import ml_collections
+
+from mvdjax import config as configs
+from mvdjax.data.pipeline import BadFiles, Data, Stream, train_batches, train_streams
+from mvdjax.data.schema import SUBSTITUTED, Sample
+from mvdjax.errors import UserError
+from mvdjax.window import Window
+
+BAD_FILES = 'bad_videos.jsonl'
+ENOUGH = 100  # files tried before their share of unreadable ones means anything
+
+
+def read_streams(config: ml_collections.ConfigDict, run: configs.Run) -> dict[str, Stream]:
+    """The streams of a config by name, lists read: `data`, in which epochs are counted, first, then those beside it.
+
+    Raises:
+      UserError: as reading a list does, or two streams of one name.
+    """
+    data: Data = configs.build(Data, configs.section(config, 'data'), 'data')
+    streams = {run.stream: Stream(data, data.read(), run.global_batch)}
+    for name, section in configs.side_streams(config).items():
+        if name in streams:
+            raise UserError(f'config.streams.{name} has the name of config.data: change it, or run.stream')
+        beside: Data = configs.build(Data, section.data, f'streams.{name}.data')
+        streams[name] = Stream(beside, beside.read(), section.batch)
+    return streams
+
+
+def rows_per_record(streams: Mapping[str, Stream]) -> Any:
+    """Rows that each record gives: a number, or {stream: number} where batches have sub-dicts."""
+    found = {name: stream.data.make().views for name, stream in streams.items()}
+    return found if len(found) > 1 else next(iter(found.values()))
+
+
+def main_part(batch: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """The part of a batch in which epochs are counted: its sub-dict of that name, or all of a flat batch."""
+    return batch[name] if isinstance(batch.get(name), Mapping) else batch
+
+
+@dataclasses.dataclass
+class Budget:
+    """The unreadable files of a stream.
+
+    Attributes:
+      views: rows per record.
+      limit: share of unreadable files tried above which training stops.
+      files: the list, for the message.
+      bad_file: the record, likewise.
+      tried: files so far.
+      failed: unreadable ones among them.
+    """
+
+    views: int
+    limit: float
+    files: str
+    bad_file: str
+    tried: int = 0
+    failed: int = 0
+
+    def count(self, batch: Sample) -> int:
+        """Counts a batch, and removes its count from it.
+
+        Returns:
+          How many files could not be read.
+
+        Raises:
+          UserError: too many by now.
+        """
+        failed = int(batch.pop(SUBSTITUTED).sum())
+        self.failed += failed
+        self.tried += failed + len(next(iter(batch.values()))) // self.views
+        if self.tried >= ENOUGH and self.failed > self.limit * self.tried:
+            raise UserError(
+                f'{self.failed} of {self.tried} files tried from {self.files} could not be read, more than '
+                f'data.max_bad_fraction {self.limit:g}; see {self.bad_file}, repair the files or raise the limit'
+            )
+        return failed
+
+
+class Feed:
+    """The training batches, with the budgets of bad files and the time spent waiting for data."""
+
+    def __init__(self, batches: Iterator[Any], budgets: Mapping[str, Budget]) -> None:
+        """`budgets` by stream; batches of one stream are flat."""
+        self._batches, self._budgets = batches, budgets
+        self._before = self.counts()
+
+    def __call__(self, window: Window) -> Any:
+        """The next batch, counted in `window`."""
+        start = time.perf_counter()
+        batch = next(self._batches)
+        window.wait += time.perf_counter() - start
+        self._before = self.counts()
+        parts = batch if len(self._budgets) > 1 else dict.fromkeys(self._budgets, batch)
+        for name, budget in self._budgets.items():
+            window.substituted += budget.count(parts[name])
+        return batch
+
+    def counts(self, ahead: bool = False) -> dict[str, list[int]]:
+        """{stream: [files tried, files that could not be read]}; `ahead`: without the newest batch."""
+        return self._before if ahead else {name: [b.tried, b.failed] for name, b in self._budgets.items()}
+
+
+def open_feed(
+    streams: Mapping[str, Stream],
+    run: configs.Run,
+    workdir: str,
+    *,
+    start: int,
+    steps: int,
+    counts: Mapping[str, Any],
+    process: int,
+    processes: int,
+) -> Feed:
+    """The feed of a run's steps `start` to `steps` - 1.
+
+    Args:
+      streams: see `read_streams`.
+      run: the run section.
+      workdir: where unreadable files are recorded.
+      start: step to start from.
+      steps: the run's last step.
+      counts: what `Feed.counts` was at step `start`; {} at the beginning.
+      process: this process's number.
+      processes: how many there are.
+    """
+    bad_file = os.path.join(workdir, BAD_FILES)
+    where: dict[str, Any] = {
+        'seed': run.seed,
+        'start_step': start,
+        'steps': steps,
+        'bad': BadFiles(bad_file),
+        'process': process,
+        'processes': processes,
+    }
+    batches: Iterator[Any]
+    if len(streams) > 1:
+        batches = train_streams(streams, **where)
+    else:
+        (only,) = streams.values()
+        batches = train_batches(only.data, only.files, global_batch=only.batch, **where)
+    budgets = {
+        name: Budget(s.data.make().views, s.data.max_bad_fraction, s.files.path, bad_file, *counts.get(name, (0, 0)))
+        for name, s in streams.items()
+    }
+    return Feed(batches, budgets)
