@@ -204,7 +204,7 @@ class _Sink:
                 )
             self._size = (frame.height, frame.width)
             self._out = np.empty((self._count, frame.height, frame.width * 3), np.uint8)
-            self._matrix = _display_matrix(frame)
+            self._matrix = display_matrix(frame)
         if (frame.height, frame.width) != self._size:
             raise UnreadableError('changes its frame size on the way')
         try:
@@ -226,22 +226,33 @@ class _Sink:
         return np.ascontiguousarray(_upright(frames, self._matrix))
 
 
-def _display_matrix(frame: av.VideoFrame) -> np.ndarray | None:
-    """The 2 x 2 part of the frame's display matrix, if it has one."""
+def display_matrix(frame: av.VideoFrame) -> np.ndarray | None:
+    """The 2 x 2 part of the frame's display matrix, if it turns the frame (upside down alone is not seen)."""
+    if frame.rotation == 0:  # a look at `side_data` ties the frame into a cycle: it would outlive this call
+        return None
     data: Any = frame.side_data.get('DISPLAYMATRIX')
     return None if data is None else np.frombuffer(memoryview(data), np.int32)[:9].reshape(3, 3)[:2, :2]
 
 
-def _upright(frames: np.ndarray, matrix: np.ndarray | None) -> np.ndarray:
-    """Turns and mirrors (n, h, w, 3) by a display matrix that takes (x, y) to (x, y) @ matrix, in quarters."""
+def turns(matrix: np.ndarray | None) -> tuple[bool, bool, bool]:
+    """Whether a display matrix that takes (x, y) to (x, y) @ matrix swaps the axes, then mirrors left, then down."""
     if matrix is None:
-        return frames
+        return False, False, False
     size = np.abs(matrix.astype(np.int64))
-    if size[0, 1] + size[1, 0] > size[0, 0] + size[1, 1]:
-        frames, matrix = frames.swapaxes(1, 2), matrix[::-1]
-    if matrix[0, 0] < 0:
+    swapped = bool(size[0, 1] + size[1, 0] > size[0, 0] + size[1, 1])
+    if swapped:
+        matrix = matrix[::-1]
+    return swapped, bool(matrix[0, 0] < 0), bool(matrix[1, 1] < 0)
+
+
+def _upright(frames: np.ndarray, matrix: np.ndarray | None) -> np.ndarray:
+    """Turns and mirrors (n, h, w, 3) by a display matrix, in quarters."""
+    swapped, left, down = turns(matrix)
+    if swapped:
+        frames = frames.swapaxes(1, 2)
+    if left:
         frames = frames[:, :, ::-1]
-    return frames[:, ::-1] if matrix[1, 1] < 0 else frames
+    return frames[:, ::-1] if down else frames
 
 
 def _ranges(index: Index, positions: np.ndarray) -> list[tuple[int, int]]:
