@@ -149,14 +149,14 @@ def _answer(connection: Connection, name: str) -> Any:
 
 
 def interleaved(
-    candidates: Sequence[Candidate], repeats: int, progress: Callable[[str], None] = lambda text: None
+    candidates: Sequence[Candidate], repeats: int, progress: Callable[[str, int], None] = lambda name, batch: None
 ) -> dict[str, Result]:
     """Runs batch 0 of every candidate to warm it up, then batches 1 to `repeats`, all candidates within each round.
 
     Args:
         candidates: what to compare; batch i is the same clips for all that are told to make the same ones.
         repeats: measured rounds.
-        progress: told the name of what is about to run.
+        progress: told the name and the batch that is about to run.
 
     Returns:
         Results by name.
@@ -171,7 +171,7 @@ def interleaved(
             _answer(connection, candidate.name)
         for batch in range(repeats + 1):
             for candidate, connection in pairs:
-                progress(f'{candidate.name}, round {batch} of {repeats}' + ('' if batch else ' (warm-up)'))
+                progress(candidate.name, batch)
                 connection.send(batch)
                 costs[candidate.name].append(_answer(connection, candidate.name))
     return {name: result(name, rounds) for name, rounds in costs.items()}

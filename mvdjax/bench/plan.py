@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -183,16 +184,18 @@ def _workers(args: argparse.Namespace, source: _Source) -> list[Job]:
 
 
 def measure_plan(jobs: Sequence[Job], repeats: int) -> dict[str, Result]:
-    """Runs each part's candidates interleaved; results by candidate name."""
+    """Runs each part's candidates interleaved; results by candidate name. A bar on a terminal, lines elsewhere."""
     results: dict[str, Result] = {}
-    rounds = len(jobs) * (repeats + 1)
-    with tqdm(total=rounds, desc='loader', unit='batch', disable=None) as bar:
-
-        def progress(text: str) -> None:
-            bar.set_postfix_str(text)
-            bar.update()
-
+    lines = not sys.stderr.isatty()
+    with tqdm(total=len(jobs) * (repeats + 1), desc='loader', unit='batch', disable=lines) as bar:
         for part in dict.fromkeys(job.part for job in jobs):
             candidates = [job.candidate for job in jobs if job.part == part]
+
+            def progress(name: str, batch: int, part: str = part, first: str = candidates[0].name) -> None:
+                if lines and name == first:
+                    print(f'{part}: round {batch} of {repeats}' if batch else f'{part}: warming up', flush=True)
+                bar.set_postfix_str(name)
+                bar.update()
+
             results.update(interleaved(candidates, repeats, progress))
     return results

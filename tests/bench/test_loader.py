@@ -31,7 +31,7 @@ def in_this_process(candidates, repeats, progress):
         make = function(**candidate.arguments)
         rounds = []
         for i in range(repeats + 1):
-            progress(candidate.name)
+            progress(candidate.name, i)
             started = time.process_time()
             made = make(i)
             seconds = time.process_time() - started
@@ -133,6 +133,7 @@ def test_the_command_prints_a_table_and_writes_every_measurement(files, tmp_path
     ]
     assert cli.main(['bench', 'loader', *argv, f'--output={output}']) == 0
     text = capsys.readouterr().out
+    assert 'finetune: round 2 of 2' in text  # no terminal: lines instead of a bar
     content = json.loads(output.read_text())
     assert content['schema'] == loader_report.SCHEMA
     assert content['settings']['batch'] == 2
