@@ -46,10 +46,16 @@ def run(args: argparse.Namespace) -> int:
     if args.size % 16:
         raise UserError(f'--size must be a multiple of 16, the side of a patch, not {args.size}')
     from mvdjax.bench import loader_report, plan  # here, since they import the data system
+    from mvdjax.bench.measure import Result
 
     jobs = plan.make_plan(args)
-    results = plan.measure_plan(jobs, args.repeats)
-    print(loader_report.text(jobs, results, args.need))
-    if args.output:
-        loader_report.write(args.output, loader_report.document(args, jobs, results))
+    done: list[plan.Job] = []
+    results: dict[str, Result] = {}
+    for part in dict.fromkeys(job.part for job in jobs):  # each is kept as soon as it is measured
+        results.update(plan.measure_part(jobs, part, args.repeats))
+        measured = [job for job in jobs if job.part == part]
+        done += measured
+        print(f'\n{loader_report.text(measured, results, args.need)}\n', flush=True)
+        if args.output:
+            loader_report.write(args.output, loader_report.document(args, done, results))
     return 0

@@ -64,8 +64,9 @@ def text(jobs: Sequence[Job], results: Results, need: float | None) -> str:
     worker_rows = [row for row in rows if row['part'] == 'workers']
     if worker_rows:
         blocks.append(_worker_table(worker_rows, _scaling(jobs, results)))
-    if need is not None:
-        blocks.append(_cores(rows, need))
+    own = [row for row in rows if row['way'].startswith('ours')]
+    if need is not None and own:
+        blocks.append(_cores(own, need))
     return '\n\n'.join(block for block in blocks if block)
 
 
@@ -121,8 +122,7 @@ def _cores(rows: Sequence[Mapping[str, Any]], need: float) -> str:
     """How many cores keep up with a training."""
     lines = [f'Cores that make {need:g} clips a second:']
     for row in rows:
-        if row['way'].startswith('ours'):
-            lines.append(f'  {math.ceil(need * row["cpu_ms_per_clip"] / 1000)}  {row["videos"]}, {row["way"]}')
+        lines.append(f'  {math.ceil(need * row["cpu_ms_per_clip"] / 1000)}  {row["videos"]}, {row["way"]}')
     return '\n'.join(lines)
 
 

@@ -183,19 +183,16 @@ def _workers(args: argparse.Namespace, source: _Source) -> list[Job]:
     return jobs
 
 
-def measure_plan(jobs: Sequence[Job], repeats: int) -> dict[str, Result]:
-    """Runs each part's candidates interleaved; results by candidate name. A bar on a terminal, lines elsewhere."""
-    results: dict[str, Result] = {}
+def measure_part(jobs: Sequence[Job], part: str, repeats: int) -> dict[str, Result]:
+    """Runs a part's candidates interleaved; results by candidate name. A bar on a terminal, lines elsewhere."""
+    candidates = [job.candidate for job in jobs if job.part == part]
     lines = not sys.stderr.isatty()
-    with tqdm(total=len(jobs) * (repeats + 1), desc='loader', unit='batch', disable=lines) as bar:
-        for part in dict.fromkeys(job.part for job in jobs):
-            candidates = [job.candidate for job in jobs if job.part == part]
+    with tqdm(total=len(candidates) * (repeats + 1), desc=part, unit='batch', disable=lines) as bar:
 
-            def progress(name: str, batch: int, part: str = part, first: str = candidates[0].name) -> None:
-                if lines and name == first:
-                    print(f'{part}: round {batch} of {repeats}' if batch else f'{part}: warming up', flush=True)
-                bar.set_postfix_str(name)
-                bar.update()
+        def progress(name: str, batch: int) -> None:
+            if lines and name == candidates[0].name:
+                print(f'{part}: round {batch} of {repeats}' if batch else f'{part}: warming up', flush=True)
+            bar.set_postfix_str(name)
+            bar.update()
 
-            results.update(interleaved(candidates, repeats, progress))
-    return results
+        return interleaved(candidates, repeats, progress)

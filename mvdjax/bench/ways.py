@@ -16,6 +16,7 @@ import psutil
 from mvdjax.bench import peer_decord
 from mvdjax.bench.measure import Cost, Make
 from mvdjax.data import pipeline, sampling, worker_settings
+from mvdjax.data import workers as data_workers
 from mvdjax.data.schema import Record
 from mvdjax.data.sources import FileList
 
@@ -139,14 +140,11 @@ def workers(files: FileList, recipe: str, options: Mapping[str, Any], batch: int
         for _ in range(batches):
             next(stream)
         wall, used = time.perf_counter() - wall, cpu() - used
-        memory = [_memory(p) for p in this.children() if p.memory_info().rss > _HELPER_BYTES]
+        memory = [_memory(psutil.Process(p.pid)) for p in data_workers.worker_processes()]
         settle()
         return Cost(batch * batches, used, wall, {name: max(m[name] for m in memory) for name in memory[0]})
 
     return run
-
-
-_HELPER_BYTES = 64 * 2**20  # multiprocessing's resource tracker is smaller, a worker is larger
 
 
 def _memory(worker: psutil.Process) -> dict[str, float]:
