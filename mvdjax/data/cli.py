@@ -1,8 +1,8 @@
 """`mvdjax data ...`: the data tools. Each lives in the module it runs."""
 
 import argparse
-import importlib
-from typing import Any
+
+from mvdjax.subcommands import add_tools, run_tool
 
 # Tool -> (module with add_arguments(parser) and run(args), one line of help, an example).
 TOOLS = {
@@ -39,37 +39,11 @@ TOOLS = {
 }
 
 
-class _Tool(argparse.ArgumentParser):
-    """A parser whose module is imported only when it is the one to be used."""
-
-    module = ''
-
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As its base class, after the module has added its arguments."""
-        if self.module:
-            importlib.import_module(self.module).add_arguments(self)
-            self.module = ''
-        return super().parse_known_args(args, namespace)
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the tools as sub-commands."""
-    parser.epilog = '\n  '.join(['example:', *(example for _, _, example in TOOLS.values())])
-    tools = parser.add_subparsers(dest='tool', metavar='TOOL', required=True, parser_class=_Tool)
-    for name, (module, text, example) in TOOLS.items():
-        tool = tools.add_parser(
-            name,
-            help=text,
-            description=text[0].upper() + text[1:] + '.',
-            epilog=f'example:\n  {example}',
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        tool.module = module
-        tool.add_argument(
-            '--debug', action='store_true', default=argparse.SUPPRESS, help='show the traceback of an error'
-        )
+    add_tools(parser, TOOLS)
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the chosen tool."""
-    return importlib.import_module(TOOLS[args.tool][0]).run(args)
+    return run_tool(args, TOOLS)

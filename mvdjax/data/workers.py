@@ -19,7 +19,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from mvdjax.data import guard
+from mvdjax.data import guard, worker_settings
 from mvdjax.data.bad_files import BadFiles
 from mvdjax.data.guard import Board, Watch, Work
 from mvdjax.data.order import Numbers
@@ -201,6 +201,7 @@ def check_shared_memory(need: int) -> None:
 def start_worker(index: int, count: int, board_path: str, threads: int) -> None:
     """Runs first in every worker: no JAX backend may start there, and no orphan may outlive the main process."""
     os.environ['JAX_PLATFORMS'] = 'cpu'
+    worker_settings.tune()
     _end_with_parent()
     guard.sign_on(Board(board_path, count, threads), index)
 

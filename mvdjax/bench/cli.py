@@ -1,0 +1,24 @@
+"""`mvdjax bench ...`: measurements. Each tool lives in its own module and imports what it measures only when run."""
+
+import argparse
+
+from mvdjax.subcommands import add_tools, run_tool
+
+# Tool -> (module with add_arguments(parser) and run(args), one line of help, an example).
+TOOLS = {
+    'loader': (
+        'mvdjax.bench.loader',
+        'CPU time per clip of the data loaders, beside FFmpeg alone and a loader written as the published one',
+        'mvdjax bench loader --peer=decord --output=loader.json',
+    ),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the tools as sub-commands."""
+    add_tools(parser, TOOLS)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the chosen tool."""
+    return run_tool(args, TOOLS)
