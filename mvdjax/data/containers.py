@@ -65,13 +65,8 @@ class _Reader:
 
     def read(self, count: int) -> bytes:
         """At most `count` bytes."""
-        watch = self._watch
-        watch.check()
-        watch.in_storage = True
-        try:
-            return self._read(count) or b''
-        finally:
-            watch.in_storage = False
+        self._watch.check()
+        return self._read(count) or b''
 
 
 @contextmanager

@@ -21,7 +21,7 @@ import av
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from mvdjax.data import containers, packets, watchdog
+from mvdjax.data import containers, packets
 from mvdjax.data.watchdog import UnreadableError, Watch
 
 _BAD_VIDEO = (av.FFmpegError, OSError, MemoryError, UnreadableError)
@@ -167,11 +167,10 @@ def read_frames(media: Media, pick: Callable[[int], np.ndarray]) -> np.ndarray:
 
 @contextmanager
 def _watched(media: Media) -> Iterator[tuple[Path | bytes, Watch]]:
-    """What to read, under the watchdog; all that reading may raise becomes a DecodeError."""
+    """What to read, watched; all that reading may raise becomes a DecodeError."""
     name, source = _name(media), _source(media)
     try:
-        with watchdog.watch(str(name)) as watch:
-            yield source, watch
+        yield source, Watch()
     except _BAD_VIDEO as error:
         raise DecodeError(name, _reason(error)) from error
 
@@ -241,7 +240,7 @@ def read_image(media: Media) -> np.ndarray:
     """
     name, source = _name(media), _source(media)
     try:
-        with watchdog.watch(str(name)), io.BytesIO(source) if isinstance(source, bytes) else open(source, 'rb') as file:
+        with io.BytesIO(source) if isinstance(source, bytes) else open(source, 'rb') as file:
             return _decode_image(file)
     except UnreadableError as error:
         raise DecodeError(name, str(error)) from error

@@ -20,7 +20,7 @@ from PIL import Image
 
 from mvdjax.data import containers, decode, frames, media, packets
 from mvdjax.data.decode import Blob, DecodeError
-from mvdjax.data.watchdog import UnreadableError, Watch
+from mvdjax.data.watchdog import Heartbeat, UnreadableError
 from mvdjax.data.watched import Alive
 
 VERSION = 1  # of what is gathered: raise it with every change of a fact's meaning
@@ -168,7 +168,7 @@ def _video(facts: Facts, found: str | Blob, full: bool, alive: Any) -> Facts:
     )
     name, source = (found.name, found.data) if isinstance(found, Blob) else (found, Path(found))
     try:
-        with containers.open_video(source, _Patience(name, alive)) as video:
+        with containers.open_video(source, Heartbeat(alive)) as video:
             seen = _Seen(video, full)
     except (av.FFmpegError, OSError, MemoryError, UnreadableError) as error:
         text = str(error) if isinstance(error, UnreadableError) else f'cannot be decoded to its end: {error}'
@@ -178,18 +178,6 @@ def _video(facts: Facts, found: str | Blob, full: bool, alive: Any) -> Facts:
         notes = tuple(seen.notes(info.frames))
         facts = dataclasses.replace(facts, frames=seen.sound, notes=notes, pictures=seen.digest.hexdigest())
     return dataclasses.replace(facts, seconds=round(facts.frames / info.fps, 3) if info.fps else 0.0)
-
-
-class _Patience(Watch):
-    """A watch without a limit on the whole: a long film may take its time, as long as it goes on."""
-
-    def __init__(self, name: str, alive: Any) -> None:
-        super().__init__(name)
-        self._alive = alive
-
-    def check(self) -> None:
-        """A sign of life."""
-        self._alive()
 
 
 class _Seen:

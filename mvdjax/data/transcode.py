@@ -25,7 +25,7 @@ import numpy as np
 from mvdjax.data import frames, packets
 from mvdjax.data.containers import Video, open_video
 from mvdjax.data.decode import Blob, DecodeError, Media, VideoInfo, probe, read_frames
-from mvdjax.data.watchdog import UnreadableError, Watch
+from mvdjax.data.watchdog import Heartbeat, UnreadableError, Watch
 
 PROFILES = ('copy', 'gop16', 'intra')
 VERSION = 1  # of what the profiles write: raise it with every change that alters a file
@@ -53,18 +53,6 @@ class Packed:
     info: VideoInfo
 
 
-class _Ticking(Watch):
-    """Passes signs of life on. It sets no limit of processor time: encoding a long video takes what it takes."""
-
-    def __init__(self, tick: Callable[[], None]) -> None:
-        super().__init__('packing')
-        self._tick = tick
-
-    def check(self) -> None:
-        """A sign of life."""
-        self._tick()
-
-
 def pack_video(media: Media, profile: str, short_side: int, tick: Callable[[], None] = lambda: None) -> Packed:
     """A video as a profile stores it.
 
@@ -82,9 +70,9 @@ def pack_video(media: Media, profile: str, short_side: int, tick: Callable[[], N
     try:
         if profile == 'copy':
             data = _content(media)
-            data = _without_other_streams(data, _Ticking(tick)) or data
+            data = _without_other_streams(data, Heartbeat(tick)) or data
         else:
-            data = _encode(media, profile, short_side, _Ticking(tick))
+            data = _encode(media, profile, short_side, Heartbeat(tick))
     except _ERRORS as error:
         raise DecodeError(name, str(error) if isinstance(error, UnreadableError) else f'fails: {error}') from error
     if len(data) > MAX_BYTES:

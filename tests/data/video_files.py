@@ -51,7 +51,7 @@ def sequential(path):
 
 
 def opened(path):
-    return open_video(path, Watch(str(path)))
+    return open_video(path, Watch())
 
 
 def chosen(ids):
