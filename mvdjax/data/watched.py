@@ -65,7 +65,7 @@ class _Worker:
         self.process.join(10.0)
         code = self.process.exitcode
         if code == -signal.SIGALRM:
-            return Failure('hangs: decoding showed no progress for too long')
+            return Failure('hangs: decoding showed no progress for too long', again=True)
         if code is not None and code < 0:
             return Failure(f'ended the process that decoded it ({signal.Signals(-code).name})', again=True)
         return Failure(f'ended the process that decoded it (exit code {code})', again=True)
@@ -101,8 +101,8 @@ def run_jobs(
 ) -> Iterator[tuple[int, Any | Failure]]:
     """Calls `function(job, alive)` for every job, each in one of several processes.
 
-    A job whose worker dies of anything but silence is tried once more, alone: it may have been a neighbour that took
-    all the memory.
+    A job whose worker dies is tried once more, alone: a neighbour may have taken all the memory, or all the storage's
+    attention.
 
     Args:
       function: picklable. It must call `alive` often enough, or the process it runs in ends.

@@ -9,14 +9,15 @@ from mvdjax.data.watched import Failure, run_jobs
 
 
 def work(job, alive):
-    alive(1.0)
+    alive(60.0)
     if job == 'hang':
+        alive(0.5)
         while True:
             pass
     elif job == 'slow':  # longer than the limit in all, but never silent
         for _ in range(4):
-            time.sleep(0.3)
-            alive(1.0)
+            alive(3.0)
+            time.sleep(0.8)
     elif job == 'crash':
         os.kill(os.getpid(), signal.SIGKILL)
     elif job == 'leave':
