@@ -1,10 +1,12 @@
 """Parameters read from a checkpoint one at a time."""
 
+import functools
+
 import numpy as np
 import pytest
 
 from mvdjax import checkpoints
-from mvdjax.convert import command
+from mvdjax.convert import writing
 from mvdjax.errors import UserError
 
 LEAVES = {'a/b/kernel': np.arange(6, dtype=np.float32).reshape(2, 3), 'a/c': np.float32([1, 2]), 'd': np.float32([3])}
@@ -12,7 +14,8 @@ LEAVES = {'a/b/kernel': np.arange(6, dtype=np.float32).reshape(2, 3), 'a/c': np.
 
 @pytest.fixture
 def workdir(tmp_path):
-    command.save(str(tmp_path / 'run'), dict(LEAVES), {'step': 0})
+    leaves = {name: writing.Leaf(leaf.shape, functools.partial(np.asarray, leaf)) for name, leaf in LEAVES.items()}
+    writing.save(str(tmp_path / 'run'), leaves, {'step': 0})
     return tmp_path / 'run'
 
 

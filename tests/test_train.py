@@ -137,7 +137,7 @@ def undisturbed(demo_data, tmp_path_factory):
     """A finished run of 24 steps."""
     workdir = tmp_path_factory.mktemp('undisturbed')
     with start(demo_data, workdir) as process:
-        _, errors = process.communicate(timeout=240)
+        _, errors = process.communicate(timeout=900)
     assert process.returncode == 0, errors.decode()
     return workdir
 
@@ -158,7 +158,7 @@ def assert_same_end(workdir, reference):
 def test_a_run_killed_at_a_random_step_ends_as_one_left_alone(demo_data, undisturbed, tmp_path):
     kill_after = random.SystemRandom().randint(2, 18)
     with start(demo_data, tmp_path) as process:
-        deadline = time.time() + 240
+        deadline = time.time() + 900
         while len(read_metrics(str(tmp_path))) < kill_after:
             assert process.poll() is None, process.stderr.read().decode()
             assert time.time() < deadline, 'the run never got going'
@@ -166,7 +166,7 @@ def test_a_run_killed_at_a_random_step_ends_as_one_left_alone(demo_data, undistu
         process.send_signal(signal.SIGKILL)
     assert len(read_metrics(str(tmp_path))) < 24, f'it finished before the kill at {kill_after}'
     with start(demo_data, tmp_path) as process:
-        _, errors = process.communicate(timeout=240)
+        _, errors = process.communicate(timeout=900)
     assert process.returncode == 0, errors.decode()
     assert_same_end(tmp_path, undisturbed)
 
