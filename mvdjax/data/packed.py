@@ -41,7 +41,7 @@ class Shard:
     Attributes:
       records: one dict per example, in order: its fields but the video; `line` of the list; `digest`, the SHA-256 of
         the serialized example; `size` of the video in bytes.
-      bad: one dict per file left out: `path`, `line`, `reason`.
+      bad: one dict per file left out: `path`, `line`, `reason`, `reached` (whether its bytes could be had).
       size: of the shard's file, in bytes.
     """
 

@@ -83,6 +83,10 @@ class Trouble:
     text: str
 
 
+class UnreachedError(DecodeError):
+    """A file whose bytes were not to be had: they may be another time."""
+
+
 @functools.cache
 def features(class_names: tuple[str, ...]) -> Any:
     """The `tfds.features.FeaturesDict` of an example."""
@@ -172,7 +176,8 @@ def _write(job: Job, note: _Note) -> Shard:
                 raise UserError(
                     f'{error} (line {item.line} of the list); mend or remove it, or pack without --strict'
                 ) from error
-            bad.append({'path': item.source, 'line': item.line, 'reason': error.reason})
+            reached = not isinstance(error, UnreachedError)
+            bad.append({'path': item.source, 'line': item.line, 'reason': error.reason, 'reached': reached})
         else:
             _check_room(job.file, len(example))
             with _disk_errors(job.file):
@@ -199,9 +204,12 @@ def _example(item: Item, job: Job, note: _Note) -> tuple[dict[str, Any], bytes]:
     """What `records/*.json` says of a video, and its serialized example. Raises DecodeError."""
     if item.blame:
         raise DecodeError(item.source, item.blame)
-    media = fetch(item.source)
-    note.tick()
-    source_digest = _source_digest(media)
+    try:
+        media = fetch(item.source)
+        note.tick()
+        source_digest = _source_digest(media)
+    except DecodeError as error:
+        raise UnreachedError(item.source, error.reason) from error
     packed = transcode.pack_video(media, job.profile, job.short_side, note.tick)
     info = packed.info
     record = {
