@@ -1,5 +1,6 @@
 """Packs: what is written is what is read, whatever interrupted the writing, and damage is told."""
 
+import ctypes
 import dataclasses
 import json
 import os
@@ -146,6 +147,12 @@ def test_training_from_a_copy_is_training_from_the_files(videos, whole):
             assert a.keys() == b.keys()
             for name in a:
                 np.testing.assert_array_equal(a[name], b[name])
+
+
+def test_reading_leaves_the_memory_settings_of_the_process_alone(whole, monkeypatch):
+    monkeypatch.setattr(ctypes.CDLL, '__getattr__', lambda library, name: pytest.fail(f'{name} is called'))
+    packed._sources.clear()
+    assert packed.read_blob(f'pack://{whole}/train#0').data
 
 
 def test_many_threads_read_at_once(whole):
