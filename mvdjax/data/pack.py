@@ -101,7 +101,7 @@ def verify_pack(folder: str, workers: int = 0, progress: bool = True) -> int:
             assert content is not None  # read_pack has read it
             checks.append(Check(str(Path(folder) / packed.shard_name(summary, shard)), notes[shard], content, names))
         with _watching('verified', notes, len(records), progress):
-            for number, damage in run_jobs(shards.check_shard, checks, workers):
+            for number, damage in run_jobs(shards.check_shard, checks, workers, shards.at_work):
                 if isinstance(damage, Failure):
                     damage = damage.reason
                 if damage:
@@ -134,7 +134,7 @@ def _write_shards(folder: Path, plan: dict[str, Any], items: list[Item], spec: P
                 for shard, chosen in todo.items()
             ]
             numbers, todo = list(todo), {}
-            for number, answer in run_jobs(shards.write_shard, jobs, spec.workers):
+            for number, answer in run_jobs(shards.write_shard, jobs, spec.workers, shards.at_work):
                 shard, job = numbers[number], jobs[number]
                 if isinstance(answer, Trouble):
                     raise UserError(f'{answer.text}. {state.standing(folder, plan)}')

@@ -144,6 +144,12 @@ def read_note(path: str) -> int:
         return 0
 
 
+def at_work(job: Job | Check) -> str:
+    """The file that a job is at: a source, or the shard while it is read back."""
+    place = read_note(job.note)
+    return job.items[place].source if isinstance(job, Job) and place < len(job.items) else job.file
+
+
 def write_shard(job: Job, alive: Alive) -> Shard | Trouble:
     """Encodes the videos of a shard, writes them and reads them back. `alive`: see `watched`."""
     note = _Note(job.note, alive)

@@ -30,9 +30,9 @@ COPY = PackSpec('copy', shards=4, workers=1, max_bad=0.5)
 NAMES = ('move left', 'jump, high', 'übung')
 
 
-def in_this_process(function, jobs, workers):
+def in_this_process(function, jobs, workers, at_work):
     """Instead of `watched.run_jobs`: the tests need not start a process each."""
-    del workers
+    del workers, at_work
     for number, job in enumerate(jobs):
         yield number, function(job, lambda seconds: None)
 
@@ -188,7 +188,7 @@ import os, signal, sys
 from mvdjax.data import pack, shards, transcode
 from mvdjax.data.pack_state import PackSpec
 from mvdjax.data.sources import read_list
-def here(function, jobs, workers):
+def here(function, jobs, workers, at_work):
     for number, job in enumerate(jobs):
         yield number, function(job, lambda seconds: None)
 pack.run_jobs = here
@@ -241,12 +241,13 @@ def test_the_command_with_processes(videos, tmp_path, capsys):
 def test_a_file_that_kills_its_worker_is_left_out(videos, tmp_path, monkeypatch):
     failures = []
 
-    def dying(function, jobs, workers):
+    def dying(function, jobs, workers, at_work):
         """A worker that dies of the first file whose name holds a 5, like one that a decoder has crashed."""
         for number, job in enumerate(jobs):
             for place, item in enumerate(job.items):
                 if '5.mp4' in item.path and not item.blame:
                     Path(job.note).write_text(str(place))
+                    assert at_work(job) == item.source
                     failures.append(item.path)
                     yield number, pack.Failure('hangs: decoding showed no progress for too long')
                     break
@@ -418,10 +419,10 @@ def test_folders_that_hold_something_else(videos, tmp_path, here):
 def test_two_at_once_are_refused(videos, tmp_path, here, monkeypatch):
     target = str(tmp_path / 'p')
 
-    def meanwhile(function, jobs, workers):
+    def meanwhile(function, jobs, workers, at_work):
         with pytest.raises(UserError, match='another process is packing into'):
             write_pack(listed(videos), '', target, COPY, progress=False)
-        yield from in_this_process(function, jobs, workers)
+        yield from in_this_process(function, jobs, workers, at_work)
 
     monkeypatch.setattr(pack, 'run_jobs', meanwhile)
     write_pack(listed(videos), '', target, COPY, progress=False)
