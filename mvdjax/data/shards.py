@@ -16,12 +16,11 @@ from mvdjax.data import transcode
 from mvdjax.data.decode import Blob, DecodeError
 from mvdjax.data.media import fetch
 from mvdjax.data.packed import Shard
-from mvdjax.data.watched import Alive
+from mvdjax.data.watched import FETCH_SECONDS, Alive
 from mvdjax.errors import UserError
 
 _SPARE_BYTES = 4 * 2**20  # of disk space, kept for the descriptions of the shards
 _OPTIONS = 'group_size:1,uncompressed'  # one example per chunk: random access; videos do not compress
-_FETCH_SECONDS = 3600.0  # that a file may take to come from an object store
 _SILENT_SECONDS = 300.0  # that a decoder may go without giving a frame
 
 
@@ -122,7 +121,7 @@ class _Note:
         """One more item is done."""
         self.done += 1
         os.pwrite(self._file, b'%12d' % self.done, 0)
-        self.alive(_FETCH_SECONDS)
+        self.alive(FETCH_SECONDS)
 
     def tick(self) -> None:
         """A sign of life. Without a parent there is nothing to live for."""

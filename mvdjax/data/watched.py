@@ -22,6 +22,8 @@ from mvdjax.errors import UserError
 # How the system ends a process, mostly for want of memory; what a decoder does to itself is another signal.
 _KILLS = (signal.SIGKILL, signal.SIGBUS)
 
+FETCH_SECONDS = 3600.0  # that a file may take to come from an object store
+
 Alive = Callable[[float], None]  # a sign of life; the argument is how many seconds may pass until the next
 
 
