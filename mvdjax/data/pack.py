@@ -233,9 +233,9 @@ def _watching(what: str, notes: list[str], total: int, shown: bool) -> Iterator[
             while not ended:
                 ended = over.wait(0.5)
                 count = sum(map(shards.read_note, notes))
-                for _ in range(seen, count):
-                    bar.update()
-                seen = max(seen, count)
+                if count > seen:
+                    bar.update(count=count - seen)
+                    seen = count
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
