@@ -178,7 +178,7 @@ def test_files_written_agree_with_the_result(found):
 def test_a_second_run_decodes_only_what_is_new(found, corpus, tmp_path, monkeypatch):
     jobs = []
 
-    def record(function, given, workers):
+    def record(function, given, workers, at_work):
         jobs.extend(given)
         return enumerate([function(job, lambda seconds: None) for job in given])
 
