@@ -166,7 +166,7 @@ def _gather(kinds: dict[str, bool], cache_file: Path, options: Options, progress
         ]
         bad = 0
         with Progress('checked', len(jobs), progress) as bar:
-            for number, answer in run_jobs(examine, jobs, options.workers):
+            for number, answer in run_jobs(examine, jobs, options.workers, lambda job: job.path):
                 path = missing[number]
                 if isinstance(answer, Failure):
                     found[path] = Facts(problem=answer.reason)

@@ -21,7 +21,7 @@ from PIL import Image
 from mvdjax.data import containers, decode, frames, media, packets
 from mvdjax.data.decode import Blob, DecodeError
 from mvdjax.data.watchdog import Heartbeat, UnreadableError
-from mvdjax.data.watched import Alive
+from mvdjax.data.watched import FETCH_SECONDS, Alive
 
 VERSION = 1  # of what is gathered: raise it with every change of a fact's meaning
 _CHUNK = 1 << 20
@@ -100,11 +100,12 @@ def examine(job: Job, alive: Alive) -> Facts:
       job: the file.
       alive: is called before every piece of work with the seconds that it may take.
     """
-    alive(job.patience)
+    alive(FETCH_SECONDS)
     try:
         found = media.fetch(job.path)
     except DecodeError as error:
         return Facts(problem=error.reason)
+    alive(job.patience)
     size = len(found.data) if isinstance(found, Blob) else _size(found)
     patience = job.patience + size * _SECONDS_PER_BYTE
 

@@ -44,23 +44,28 @@ def write_pack(files: FileList, root: str, output: str, spec: PackSpec, progress
 
     Raises:
       UserError: the folder holds something else or is in work, it cannot be written, a shard reads back wrong, no file
-        is readable; with `strict` one is not. Except for the first, the same call goes on from the finished shards.
+        or too few are readable; with `strict` one is not. Except for the first, the same call goes on from the finished
+        shards, and tries again what could not be reached.
     """
-    folder, plan = Path(output), state.make_plan(files, root, spec)
+    folder, plan, items = Path(output), state.make_plan(files, root, spec), state.make_items(files, root)
     say = print if progress else lambda *_: None
     try:
-        if state.is_finished(folder, plan):
+        mendable = (
+            state.can_be_mended(folder, plan, shard, chosen) for shard, chosen in enumerate(state.cut(plan, items))
+        )
+        if state.is_finished(folder, plan) and not any(mendable):
             state.check_strict(folder, plan, spec)
             say(f'The pack in {folder} is complete: nothing to do.')
             return packed.read_summary(folder)
         folder.mkdir(parents=True, exist_ok=True)
         with state.only_one(folder):
             state.write_json(folder / state.UNFINISHED, plan)
+            (folder / packed.SUMMARY).unlink(missing_ok=True)  # of shards that will be others
             (folder / 'records').mkdir(exist_ok=True)
             for left in (*folder.glob('.*.tmp'), *folder.glob('records/.*.tmp')):
                 left.unlink()
-            _write_shards(folder, plan, state.make_items(files, root), spec, progress)
-            summary = _finish(folder, plan, files)
+            _write_shards(folder, plan, items, spec, progress)
+            summary = _finish(folder, plan, files, spec)
     except OSError as error:
         raise UserError(
             f'the pack in {folder} cannot be written ({error.strerror or error}): give it room or the right to be '
@@ -96,7 +101,7 @@ def verify_pack(folder: str, workers: int = 0, progress: bool = True) -> int:
             assert content is not None  # read_pack has read it
             checks.append(Check(str(Path(folder) / packed.shard_name(summary, shard)), notes[shard], content, names))
         with _watching('verified', notes, len(records), progress):
-            for number, damage in run_jobs(shards.check_shard, checks, workers):
+            for number, damage in run_jobs(shards.check_shard, checks, workers, shards.at_work):
                 if isinstance(damage, Failure):
                     damage = damage.reason
                 if damage:
@@ -108,14 +113,8 @@ def verify_pack(folder: str, workers: int = 0, progress: bool = True) -> int:
 
 def _write_shards(folder: Path, plan: dict[str, Any], items: list[Item], spec: PackSpec, progress: bool) -> None:
     """Writes the shards that are not finished. A file that kills or hangs its worker is blamed and left out."""
-    state.check_strict(folder, plan, spec)
-    count = plan['shards']
-    cuts = [round(len(items) * shard / count) for shard in range(count + 1)]
-    todo = {
-        shard: items[cuts[shard] : cuts[shard + 1]]
-        for shard in range(count)
-        if state.finished_shard(folder, plan, shard) is None
-    }
+    count, todo = plan['shards'], state.find_work(folder, plan, items, spec)
+    state.check_strict(folder, plan, spec, todo)
     total = sum(len(chosen) for chosen in todo.values())
     if progress:
         done = f', of which {len(items) - total} are packed already' if len(todo) < count else ''
@@ -135,7 +134,7 @@ def _write_shards(folder: Path, plan: dict[str, Any], items: list[Item], spec: P
                 for shard, chosen in todo.items()
             ]
             numbers, todo = list(todo), {}
-            for number, answer in run_jobs(shards.write_shard, jobs, spec.workers):
+            for number, answer in run_jobs(shards.write_shard, jobs, spec.workers, shards.at_work):
                 shard, job = numbers[number], jobs[number]
                 if isinstance(answer, Trouble):
                     raise UserError(f'{answer.text}. {state.standing(folder, plan)}')
@@ -156,7 +155,7 @@ def _blamed(job: Job, failure: Failure) -> list[Item]:
     return items
 
 
-def _finish(folder: Path, plan: dict[str, Any], files: FileList) -> dict[str, Any]:
+def _finish(folder: Path, plan: dict[str, Any], files: FileList, spec: PackSpec) -> dict[str, Any]:
     """Counts, writes what describes the pack and opens it once as a reader will."""
     import tensorflow_datasets as tfds
 
@@ -166,10 +165,17 @@ def _finish(folder: Path, plan: dict[str, Any], files: FileList) -> dict[str, An
     bad = [entry for content in finished for entry in content.bad]
     if len(records) + len(bad) != plan['listed']:
         raise UserError(f'{folder} has lost shards while it was written; start the same command again')
+    (folder / BAD).unlink(missing_ok=True)
     if bad:
         (folder / BAD).write_text(''.join(json.dumps(entry) + '\n' for entry in bad), encoding='utf-8')
     if not records:
         raise UserError(f'none of the {len(bad)} files of {files.path} could be read: {folder / BAD} says why')
+    if len(bad) > spec.max_bad * plan['listed']:
+        raise UserError(
+            f'{len(bad)} of the {plan["listed"]} files of {files.path} could not be read, a larger share than '
+            f'--max_bad_fraction={spec.max_bad:g}: {folder / BAD} says why; mend that and start the same command '
+            'again, or allow a larger share'
+        )
     template = tfds.core.ShardedFileTemplate(
         data_dir=folder, dataset_name=plan['name'], split=plan['split'], filetype_suffix='array_record'
     )
@@ -227,9 +233,9 @@ def _watching(what: str, notes: list[str], total: int, shown: bool) -> Iterator[
             while not ended:
                 ended = over.wait(0.5)
                 count = sum(map(shards.read_note, notes))
-                for _ in range(seen, count):
-                    bar.update()
-                seen = max(seen, count)
+                if count > seen:
+                    bar.update(count=count - seen)
+                    seen = count
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -264,6 +270,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--shards', type=int, default=0, help='number of files (default: by the length of the list)')
     parser.add_argument('--workers', type=int, default=0, help='processes (default: one per core)')
     parser.add_argument('--strict', action='store_true', help='stop at a file that cannot be read')
+    parser.add_argument(
+        '--max_bad_fraction',
+        type=float,
+        default=PackSpec.max_bad,
+        help='share of unreadable files above which the pack is not finished (default: %(default)s)',
+    )
     parser.add_argument('--verify', action='store_true', help='read a finished pack and compare, instead of packing')
 
 
@@ -275,6 +287,8 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if not args.list or not args.profile:
         raise UserError('mvdjax data pack needs a LIST and a --profile (copy, gop16 or intra)')
-    spec = PackSpec(args.profile, args.size, args.name, args.split, args.shards, args.workers, args.strict)
+    spec = PackSpec(
+        args.profile, args.size, args.name, args.split, args.shards, args.workers, args.strict, args.max_bad_fraction
+    )
     write_pack(read_list(args.list, args.root, None, args.class_file), args.root, args.output, spec)
     return 0

@@ -7,11 +7,11 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from mvdjax.data import packed, transcode
+from mvdjax.data import media, packed, transcode
 from mvdjax.data.packed import Shard
 from mvdjax.data.shards import Item
 from mvdjax.data.sources import FileList
@@ -36,6 +36,7 @@ class PackSpec:
       shards: number of files; 0 chooses by the length of the list.
       workers: processes; 0 means one per core. It has no influence on what is written.
       strict: whether an unreadable file is an error.
+      max_bad: largest share of unreadable files, from 0 to 1, that a finished pack may leave out.
     """
 
     profile: str
@@ -45,6 +46,7 @@ class PackSpec:
     shards: int = 0
     workers: int = 0
     strict: bool = False
+    max_bad: float = 0.1
 
     def __post_init__(self) -> None:
         """Refuses what makes no pack."""
@@ -59,6 +61,8 @@ class PackSpec:
                 raise UserError(f'--{option} is made of a-z, 0-9 and _ and starts with a letter, not {value!r}')
         if self.shards < 0 or self.workers < 0:
             raise UserError('--shards and --workers are numbers from 0 on')
+        if not 0 <= self.max_bad <= 1:
+            raise UserError(f'--max_bad_fraction is a share from 0 to 1, not {self.max_bad:g}')
 
 
 def make_plan(files: FileList, root: str, spec: PackSpec) -> dict[str, Any]:
@@ -164,10 +168,38 @@ def finished_shard(folder: Path, plan: dict[str, Any], shard: int) -> Shard | No
     return content if content and file.exists() and file.stat().st_size == content.size else None
 
 
-def check_strict(folder: Path, plan: dict[str, Any], spec: PackSpec) -> None:
-    """Refuses with UserError what a run without --strict has left out."""
-    for shard in range(plan['shards'] if spec.strict else 0):
+def cut(plan: dict[str, Any], items: list[Item]) -> list[list[Item]]:
+    """The items of each shard."""
+    count = plan['shards']
+    cuts = [round(len(items) * shard / count) for shard in range(count + 1)]
+    return [items[cuts[shard] : cuts[shard + 1]] for shard in range(count)]
+
+
+def can_be_mended(folder: Path, plan: dict[str, Any], shard: int, items: list[Item]) -> bool:
+    """Whether a shard left out files for want of reaching them that are there now: storage is back, or --root right.
+
+    A file that is still not there does not count: packing its shard again would change nothing.
+    """
+    content = finished_shard(folder, plan, shard)
+    lines = {entry['line'] for entry in content.bad if not entry.get('reached')} if content else set()
+    return any(media.exists(item.source) for item in items if item.line in lines)
+
+
+def find_work(folder: Path, plan: dict[str, Any], items: list[Item], spec: PackSpec) -> dict[int, list[Item]]:
+    """Shards to write, each with its items: unfinished ones, those to mend, and those with too many bad files."""
+    todo = {}
+    for shard, chosen in enumerate(cut(plan, items)):
         content = finished_shard(folder, plan, shard)
+        too_bad = content is None or len(content.bad) > spec.max_bad * len(chosen)
+        if too_bad or can_be_mended(folder, plan, shard, chosen):
+            todo[shard] = chosen
+    return todo
+
+
+def check_strict(folder: Path, plan: dict[str, Any], spec: PackSpec, todo: Collection[int] = ()) -> None:
+    """Refuses with UserError what a run without --strict has left out, but for the shards that are written again."""
+    for shard in range(plan['shards'] if spec.strict else 0):
+        content = finished_shard(folder, plan, shard) if shard not in todo else None
         for entry in content.bad if content else ():
             raise UserError(
                 f'{entry["path"]} {entry["reason"]} (line {entry["line"]} of the list), and the pack in {folder} '

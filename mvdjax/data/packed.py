@@ -12,8 +12,6 @@ An example holds `video` (encoded bytes), `path` (as listed), `label`, `frames`,
 `sha256` (of the source file). TensorFlow is not needed.
 """
 
-import contextlib
-import ctypes
 import dataclasses
 import json
 import os
@@ -41,7 +39,7 @@ class Shard:
     Attributes:
       records: one dict per example, in order: its fields but the video; `line` of the list; `digest`, the SHA-256 of
         the serialized example; `size` of the video in bytes.
-      bad: one dict per file left out: `path`, `line`, `reason`.
+      bad: one dict per file left out: `path`, `line`, `reason`, `reached` (whether its bytes could be had).
       size: of the shard's file, in bytes.
     """
 
@@ -155,23 +153,10 @@ def _source(folder: str, split: str) -> Any:
     if key not in _sources:
         with _locks.setdefault(os.getpid(), threading.Lock()):
             if key not in _sources:
-                _keep_memory()
                 source = open_source(folder, split)
                 source[0]  # imports what tensorflow-datasets leaves for later, while no other thread does
                 _sources[key] = source
     return _sources[key]
-
-
-def _keep_memory() -> None:
-    """Tells the C library to use freed memory again instead of giving it back to the system.
-
-    An example of some megabytes is copied a few times on its way. New memory for every copy cost 2 to 10 ms of
-    processor time for a video of the profile intra, as much as decoding its clip.
-    """
-    with contextlib.suppress(AttributeError, OSError):  # not glibc
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(-3, 32 * 2**20)  # M_MMAP_THRESHOLD: what is smaller comes from the heap; 32 MiB is the most it takes
-        mallopt(-1, 64 * 2**20)  # M_TRIM_THRESHOLD: free memory at the heap's end that is kept
 
 
 def open_source(folder: str | Path, split: str) -> Any:

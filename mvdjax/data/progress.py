@@ -29,13 +29,13 @@ class Progress:
     ) -> None:
         self._bar.close()
 
-    def update(self, note: str = '') -> None:
-        """One more file is done; `note` is what to say of them all, such as '3 bad'."""
-        self._done += 1
+    def update(self, note: str = '', count: int = 1) -> None:
+        """`count` more files are done; `note` is what to say of them all, such as '3 bad'."""
+        self._done += count
         if note != self._note:
             self._bar.set_postfix_str(note, refresh=False)
             self._note = note
-        self._bar.update(1)
+        self._bar.update(count)
         now = time.perf_counter()
         if self._lines and now - self._last >= _EVERY:
             self._last = now
@@ -43,9 +43,16 @@ class Progress:
             left = (self._total - self._done) / rate
             tail = f', {note}' if note else ''
             print(
-                f'{self._what} {self._done} of {self._total} files{tail}; {rate:.0f} a second, {span(left)} left',
+                f'{self._what} {self._done} of {self._total} files{tail}; {pace(rate)}, {span(left)} left',
                 flush=True,
             )
+
+
+def pace(rate: float) -> str:
+    """'40 a second', '12 a minute' or '3 an hour', of a number a second."""
+    if rate >= 1:
+        return f'{rate:.0f} a second'
+    return f'{rate * 60:.0f} a minute' if rate * 60 >= 1 else f'{rate * 3600:.0f} an hour'
 
 
 def span(seconds: float) -> str:

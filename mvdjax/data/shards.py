@@ -16,12 +16,11 @@ from mvdjax.data import transcode
 from mvdjax.data.decode import Blob, DecodeError
 from mvdjax.data.media import fetch
 from mvdjax.data.packed import Shard
-from mvdjax.data.watched import Alive
+from mvdjax.data.watched import FETCH_SECONDS, Alive
 from mvdjax.errors import UserError
 
 _SPARE_BYTES = 4 * 2**20  # of disk space, kept for the descriptions of the shards
 _OPTIONS = 'group_size:1,uncompressed'  # one example per chunk: random access; videos do not compress
-_FETCH_SECONDS = 3600.0  # that a file may take to come from an object store
 _SILENT_SECONDS = 300.0  # that a decoder may go without giving a frame
 
 
@@ -83,6 +82,10 @@ class Trouble:
     text: str
 
 
+class UnreachedError(DecodeError):
+    """A file whose bytes were not to be had: they may be another time."""
+
+
 @functools.cache
 def features(class_names: tuple[str, ...]) -> Any:
     """The `tfds.features.FeaturesDict` of an example."""
@@ -118,7 +121,7 @@ class _Note:
         """One more item is done."""
         self.done += 1
         os.pwrite(self._file, b'%12d' % self.done, 0)
-        self.alive(_FETCH_SECONDS)
+        self.alive(FETCH_SECONDS)
 
     def tick(self) -> None:
         """A sign of life. Without a parent there is nothing to live for."""
@@ -138,6 +141,12 @@ def read_note(path: str) -> int:
             return int(file.read() or 0)
     except FileNotFoundError:
         return 0
+
+
+def at_work(job: Job | Check) -> str:
+    """The file that a job is at: a source, or the shard while it is read back."""
+    place = read_note(job.note)
+    return job.items[place].source if isinstance(job, Job) and place < len(job.items) else job.file
 
 
 def write_shard(job: Job, alive: Alive) -> Shard | Trouble:
@@ -172,7 +181,8 @@ def _write(job: Job, note: _Note) -> Shard:
                 raise UserError(
                     f'{error} (line {item.line} of the list); mend or remove it, or pack without --strict'
                 ) from error
-            bad.append({'path': item.source, 'line': item.line, 'reason': error.reason})
+            reached = not isinstance(error, UnreachedError)
+            bad.append({'path': item.source, 'line': item.line, 'reason': error.reason, 'reached': reached})
         else:
             _check_room(job.file, len(example))
             with _disk_errors(job.file):
@@ -199,9 +209,12 @@ def _example(item: Item, job: Job, note: _Note) -> tuple[dict[str, Any], bytes]:
     """What `records/*.json` says of a video, and its serialized example. Raises DecodeError."""
     if item.blame:
         raise DecodeError(item.source, item.blame)
-    media = fetch(item.source)
-    note.tick()
-    source_digest = _source_digest(media)
+    try:
+        media = fetch(item.source)
+        note.tick()
+        source_digest = _source_digest(media)
+    except DecodeError as error:
+        raise UnreachedError(item.source, error.reason) from error
     packed = transcode.pack_video(media, job.profile, job.short_side, note.tick)
     info = packed.info
     record = {

@@ -19,6 +19,11 @@ from typing import Any
 
 from mvdjax.errors import UserError
 
+# How the system ends a process, mostly for want of memory; what a decoder does to itself is another signal.
+_KILLS = (signal.SIGKILL, signal.SIGBUS)
+
+FETCH_SECONDS = 3600.0  # that a file may take to come from an object store
+
 Alive = Callable[[float], None]  # a sign of life; the argument is how many seconds may pass until the next
 
 
@@ -29,10 +34,12 @@ class Failure:
     Attributes:
       reason: continues a sentence that starts with the job's file.
       again: whether something else than the job may be to blame.
+      killed: whether the system ended the process, which is no fault of the job's file.
     """
 
     reason: str
     again: bool = False
+    killed: bool = False
 
 
 class _Worker:
@@ -67,7 +74,8 @@ class _Worker:
         if code == -signal.SIGALRM:
             return Failure('hangs: decoding showed no progress for too long', again=True)
         if code is not None and code < 0:
-            return Failure(f'ended the process that decoded it ({signal.Signals(-code).name})', again=True)
+            reason = f'ended the process that decoded it ({signal.Signals(-code).name})'
+            return Failure(reason, again=True, killed=-code in _KILLS)
         return Failure(f'ended the process that decoded it (exit code {code})', again=True)
 
 
@@ -97,7 +105,7 @@ def _serve(pipe: connection.Connection, function: Callable[[Any, Alive], Any]) -
 
 
 def run_jobs(
-    function: Callable[[Any, Alive], Any], jobs: Sequence[Any], workers: int
+    function: Callable[[Any, Alive], Any], jobs: Sequence[Any], workers: int, at_work: Callable[[Any], str] = str
 ) -> Iterator[tuple[int, Any | Failure]]:
     """Calls `function(job, alive)` for every job, each in one of several processes.
 
@@ -108,12 +116,13 @@ def run_jobs(
       function: picklable. It must call `alive` often enough, or the process it runs in ends.
       jobs: picklable.
       workers: processes; 0 means one per core.
+      at_work: the file that a job whose process has ended was at.
 
     Yields:
       (number of the job, result or Failure), in the order in which they end.
 
     Raises:
-      UserError: workers cannot even start.
+      UserError: workers cannot even start, or the system kills one at the same job again.
     """
     suspects: list[int] = []
     for number, answer in _run(function, jobs, workers or len(os.sched_getaffinity(0))):
@@ -122,6 +131,11 @@ def run_jobs(
         else:
             yield number, answer
     for place, answer in _run(function, [jobs[number] for number in suspects], 1):
+        if isinstance(answer, Failure) and answer.killed:
+            raise UserError(
+                f'{at_work(jobs[suspects[place]])} {answer.reason} twice: most likely the system, for want of memory; '
+                'lower --workers or free memory, and start the same command again'
+            )
         yield suspects[place], answer
 
 

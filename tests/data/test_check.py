@@ -15,6 +15,7 @@ from mvdjax.data import check as module
 from mvdjax.data.check import Options, check
 from mvdjax.data.check_list import read_whole, write_clean
 from mvdjax.data.check_text import errors, problems, warnings
+from mvdjax.data.decode import Blob
 from mvdjax.data.demo import encode_image
 from mvdjax.data.examine import Facts, Job, examine
 from mvdjax.data.sources import read_list
@@ -177,7 +178,7 @@ def test_files_written_agree_with_the_result(found):
 def test_a_second_run_decodes_only_what_is_new(found, corpus, tmp_path, monkeypatch):
     jobs = []
 
-    def record(function, given, workers):
+    def record(function, given, workers, at_work):
         jobs.extend(given)
         return enumerate([function(job, lambda seconds: None) for job in given])
 
@@ -242,6 +243,19 @@ def test_a_hanging_decoder_costs_one_file_and_is_not_remembered(corpus, tmp_path
     hung = check(options=Options(workers=1, patience=1e-6), **options)
     assert 'hangs' in hung['lists'][0]['bad_files'][0]['problem']
     assert check(options=Options(workers=1), **options)['lists'][0]['bad_files'] == []
+
+
+def test_a_slow_store_is_no_hanging_decoder(corpus, monkeypatch):
+    limits = []
+
+    def fetch(path):
+        assert limits.pop() >= 900
+        return Blob(path, (corpus / 'good.mp4').read_bytes())
+
+    monkeypatch.setattr('mvdjax.data.media.fetch', fetch)
+    assert examine(Job('s3://bucket/good.mp4', False, False, 60.0), limits.append).problem == ''
+    assert limits
+    assert max(limits) < 70  # from then on the decoder's
 
 
 def test_images(tmp_path):

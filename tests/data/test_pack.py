@@ -1,5 +1,6 @@
 """Packs: what is written is what is read, whatever interrupted the writing, and damage is told."""
 
+import ctypes
 import dataclasses
 import json
 import os
@@ -25,13 +26,13 @@ from mvdjax.data.sources import read_list
 from mvdjax.errors import UserError
 from mvdjax.main import main
 
-COPY = PackSpec('copy', shards=4, workers=1)
+COPY = PackSpec('copy', shards=4, workers=1, max_bad=0.5)
 NAMES = ('move left', 'jump, high', 'übung')
 
 
-def in_this_process(function, jobs, workers):
+def in_this_process(function, jobs, workers, at_work):
     """Instead of `watched.run_jobs`: the tests need not start a process each."""
-    del workers
+    del workers, at_work
     for number, job in enumerate(jobs):
         yield number, function(job, lambda seconds: None)
 
@@ -148,6 +149,12 @@ def test_training_from_a_copy_is_training_from_the_files(videos, whole):
                 np.testing.assert_array_equal(a[name], b[name])
 
 
+def test_reading_leaves_the_memory_settings_of_the_process_alone(whole, monkeypatch):
+    monkeypatch.setattr(ctypes.CDLL, '__getattr__', lambda library, name: pytest.fail(f'{name} is called'))
+    packed._sources.clear()
+    assert packed.read_blob(f'pack://{whole}/train#0').data
+
+
 def test_many_threads_read_at_once(whole):
     records = packed.read_pack(str(whole)).records
     expected = [packed.read_blob(record.path).data for record in records]
@@ -181,7 +188,7 @@ import os, signal, sys
 from mvdjax.data import pack, shards, transcode
 from mvdjax.data.pack_state import PackSpec
 from mvdjax.data.sources import read_list
-def here(function, jobs, workers):
+def here(function, jobs, workers, at_work):
     for number, job in enumerate(jobs):
         yield number, function(job, lambda seconds: None)
 pack.run_jobs = here
@@ -195,7 +202,8 @@ def dying(kind, function):
     return call
 transcode.pack_video = dying('video', transcode.pack_video)
 os.replace = dying('file', os.replace)
-pack.write_pack(read_list(sys.argv[1], class_file=sys.argv[2]), '', sys.argv[3], PackSpec('copy', shards=4))
+files = read_list(sys.argv[1], class_file=sys.argv[2])
+pack.write_pack(files, '', sys.argv[3], PackSpec('copy', shards=4, max_bad=0.5))
 """
 
 
@@ -220,6 +228,7 @@ def test_killed_and_started_again(videos, whole, tmp_path, here, moment):
 def test_the_command_with_processes(videos, tmp_path, capsys):
     target = tmp_path / 'pack'
     command = ['data', 'pack', str(videos / 'my-list.txt'), '--profile=copy', f'--output={target}', '--shards=3']
+    command += ['--max_bad_fraction=0.2']
     assert main([*command, '--workers=2']) == 0
     printed = capsys.readouterr().out
     assert f'Packing 11 files as copy into 3 shards in {target}.' in printed
@@ -232,12 +241,13 @@ def test_the_command_with_processes(videos, tmp_path, capsys):
 def test_a_file_that_kills_its_worker_is_left_out(videos, tmp_path, monkeypatch):
     failures = []
 
-    def dying(function, jobs, workers):
+    def dying(function, jobs, workers, at_work):
         """A worker that dies of the first file whose name holds a 5, like one that a decoder has crashed."""
         for number, job in enumerate(jobs):
             for place, item in enumerate(job.items):
                 if '5.mp4' in item.path and not item.blame:
                     Path(job.note).write_text(str(place))
+                    assert at_work(job) == item.source
                     failures.append(item.path)
                     yield number, pack.Failure('hangs: decoding showed no progress for too long')
                     break
@@ -249,6 +259,47 @@ def test_a_file_that_kills_its_worker_is_left_out(videos, tmp_path, monkeypatch)
     assert failures == ['sub folder/5.mp4']
     assert (summary['counts']['videos'], summary['counts']['bad']) == (8, 3)
     assert 'hangs: decoding' in (tmp_path / 'p' / 'bad_videos.jsonl').read_text()
+
+
+def test_what_could_not_be_reached_is_tried_again(videos, tmp_path, here):
+    folder, target, spec = tmp_path / 'videos', tmp_path / 'p', dataclasses.replace(COPY, max_bad=1)
+    folder.mkdir()
+    for name in ('0.mkv', '2.mkv', '4.mkv', 'text.mp4'):
+        (folder / name).write_bytes((videos / name).read_bytes())
+    (tmp_path / 'list.txt').write_text('0.mkv 0\n2.mkv 1\n4.mkv 2\ntext.mp4 0\n')
+
+    def write(root):
+        return write_pack(read_list(str(tmp_path / 'list.txt'), str(root)), str(root), str(target), spec, False)
+
+    with pytest.raises(UserError, match='none of the 4 files'):
+        write(tmp_path / 'elsewhere')
+    (folder / '2.mkv').rename(tmp_path / 'away')
+    assert write(folder)['counts']['bad'] == 2
+    kept = {path.name: path.stat().st_mtime_ns for path in target.glob('records/*.json')}
+    assert write(folder)['counts']['bad'] == 2  # still away: nothing to do
+    assert {path.name: path.stat().st_mtime_ns for path in target.glob('records/*.json')} == kept
+    (tmp_path / 'away').rename(folder / '2.mkv')
+    assert write(folder)['counts']['videos'] == 3
+    changed = [name for name, time in kept.items() if (target / 'records' / name).stat().st_mtime_ns != time]
+    assert changed == ['00001.json']
+    (row,) = [json.loads(line) for line in (target / 'bad_videos.jsonl').read_text().splitlines()]
+    assert (row['path'], row['reached']) == (f'{folder}/text.mp4', True)
+    assert verify_pack(str(target), progress=False) == 3
+
+
+def test_too_many_bad_files_make_no_pack(videos, tmp_path, here, capsys):
+    target = tmp_path / 'p'
+    command = ['data', 'pack', str(videos / 'my-list.txt'), '--profile=copy', f'--output={target}', '--shards=4']
+    assert main(command) == 1
+    error = capsys.readouterr().err
+    assert '2 of the 11 files' in error
+    assert f'--max_bad_fraction=0.1: {target}/bad_videos.jsonl says why; mend that and start the same' in error
+    assert not (target / 'pack.json').exists()
+    times = {path: path.stat().st_mtime_ns for path in target.glob('records/*.json')}
+    assert main([*command, '--max_bad_fraction=0.5']) == 0
+    assert {path: path.stat().st_mtime_ns for path in times} == times  # accepted as they are
+    assert main(command) == 0  # what is finished stays so
+    assert 'nothing to do' in capsys.readouterr().out
 
 
 def test_strict(videos, tmp_path, here):
@@ -368,10 +419,10 @@ def test_folders_that_hold_something_else(videos, tmp_path, here):
 def test_two_at_once_are_refused(videos, tmp_path, here, monkeypatch):
     target = str(tmp_path / 'p')
 
-    def meanwhile(function, jobs, workers):
+    def meanwhile(function, jobs, workers, at_work):
         with pytest.raises(UserError, match='another process is packing into'):
             write_pack(listed(videos), '', target, COPY, progress=False)
-        yield from in_this_process(function, jobs, workers)
+        yield from in_this_process(function, jobs, workers, at_work)
 
     monkeypatch.setattr(pack, 'run_jobs', meanwhile)
     write_pack(listed(videos), '', target, COPY, progress=False)
@@ -392,6 +443,7 @@ def test_nothing_readable(tmp_path, here):
         ({'profile': 'intra', 'name': 'My List'}, "--name is made of .* not 'My List'"),
         ({'profile': 'intra', 'split': 'a/b'}, '--split is made of'),
         ({'profile': 'intra', 'shards': -1}, 'numbers from 0 on'),
+        ({'profile': 'intra', 'max_bad': 1.5}, '--max_bad_fraction is a share from 0 to 1'),
     ],
 )
 def test_options_that_make_no_pack(options, text):

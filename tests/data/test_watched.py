@@ -5,7 +5,10 @@ import signal
 import sys
 import time
 
+import pytest
+
 from mvdjax.data.watched import Failure, run_jobs
+from mvdjax.errors import UserError
 
 
 def work(job, alive):
@@ -19,7 +22,9 @@ def work(job, alive):
             alive(3.0)
             time.sleep(0.8)
     elif job == 'crash':
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), signal.SIGSEGV)
+    elif job == 'too large':
+        os.kill(os.getpid(), signal.SIGKILL)  # as the kernel does, out of memory
     elif job == 'leave':
         os._exit(3)
     elif job == 'raise':
@@ -44,12 +49,19 @@ def test_every_job_has_an_answer_whatever_becomes_of_its_worker(tmp_path):
     reasons = {job: answer.reason for job, answer in found.items() if isinstance(answer, Failure)}
     assert set(reasons) == {'hang', 'crash', 'leave', 'raise'}
     assert 'hangs' in reasons['hang']
-    assert 'SIGKILL' in reasons['crash']
+    assert 'SIGSEGV' in reasons['crash']
     assert 'exit code 3' in reasons['leave']
     assert reasons['raise'] == 'cannot be checked: ValueError: odd'
     assert found[once] == once.upper()
     assert [found[job] for job in ('a', 'b', 'c', 'slow')] == ['A', 'B', 'C', 'SLOW']
     assert found['modules'] is False
+
+
+def test_a_job_is_not_blamed_for_a_want_of_memory():
+    answers = run_jobs(work, ['too large', 'a'], 1, lambda job: f'/data/{job}')
+    assert next(answers) == (1, 'A')
+    with pytest.raises(UserError, match=r'^/data/too large .*\(SIGKILL\) twice: .* lower --workers'):
+        next(answers)
 
 
 def test_no_jobs():
