@@ -151,6 +151,18 @@ def write(lists: Lists, folder: str, output: str, overwrite: bool = False) -> di
     return {name: path for name, (path, _) in texts.items()}
 
 
+def _missing(lists: Lists) -> list[str]:
+    """What the lack of a list means."""
+    if lists.class_names and 'val' not in lists.splits:
+        return ['note: there is no val list, so nothing to evaluate on: no class has a file to spare, or --val=0']
+    if lists.class_names and 'test' not in lists.splits:
+        return [
+            'note: there is no test list: own_videos.py scores "test" on val.csv, which is no test of a model '
+            'chosen by it; --test=0.1 holds one out'
+        ]
+    return []
+
+
 def describe(lists: Lists, paths: dict[str, str], output: str) -> str:
     """What was written, and what to do with it."""
     lines = []
@@ -169,6 +181,7 @@ def describe(lists: Lists, paths: dict[str, str], output: str) -> str:
         few = [name for name in lists.class_names if any(counts[split][name] == 0 for split in splits)]
         if few:
             lines.append(f'note: {len(few)} classes are not in every list, such as {few[0]}; more files would help')
+    lines += _missing(lists)
     lines += [f'note: left out: {text}' for text in lists.left_out]
     lines += [f'{path}: {len(lists.splits[name])} files' for name, path in paths.items() if name != 'classes']
     if lists.class_names:

@@ -73,6 +73,9 @@ def test_what_is_written_is_what_is_read(folder, tmp_path, capsys):
     assert f'--config=configs/finetune/own_videos.py:{output} ' in printed
     assert 'c.data.num_classes = c.task.num_classes = 4' in printed
     assert 'note: 1 classes are not in every list, such as walk' in printed
+    assert 'note: there is no test list: own_videos.py scores "test" on val.csv' in printed
+    assert main(['data', 'init', str(folder), f'--output={tmp_path / "none"}', '--val=0']) == 0
+    assert 'note: there is no val list, so nothing to evaluate on' in capsys.readouterr().out
 
 
 def test_the_printed_command_can_be_pasted_whatever_the_folder_is_called(folder, capsys):
