@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -202,7 +203,10 @@ def test_weights_are_not_read_with_another_meaning(demo_data, undisturbed, tmp_p
 def test_meta_says_where_weights_come_from(undisturbed):
     meta = checkpoints.read_meta(str(undisturbed))
     assert meta['step'] == 24
+    lists = meta['data_position'].pop('lists')
     assert meta['data_position'] == {'next_sample': 24 * 8, 'files': {'video': [24 * 8, 0]}}
+    assert list(lists) == ['video']
+    assert re.fullmatch('[0-9a-f]{16}', lists['video']['hash'])
     assert meta['config']['task_name'] == 'mae'
     assert json.loads(json.dumps(meta)) == meta
 
