@@ -9,8 +9,10 @@ from typing import Any
 import ml_collections
 
 from mvdjax import config as configs
+from mvdjax.data.mixing import parts_of
 from mvdjax.data.pipeline import BadFiles, Data, Stream, train_batches, train_streams
 from mvdjax.data.schema import SUBSTITUTED, Sample
+from mvdjax.data.sources import fingerprint
 from mvdjax.errors import UserError
 from mvdjax.window import Window
 
@@ -32,6 +34,44 @@ def read_streams(config: ml_collections.ConfigDict, run: configs.Run) -> dict[st
         beside: Data = configs.build(Data, section.data, f'streams.{name}.data')
         streams[name] = Stream(beside, beside.read(), section.batch)
     return streams
+
+
+def list_marks(streams: Mapping[str, Stream]) -> dict[str, dict[str, Any]]:
+    """What tells the lists of a run from others, as JSON: of each stream, or of each source 'stream/source'."""
+    marks = {}
+    for name, stream in streams.items():
+        for part in parts_of(stream.files):
+            records = stream.files.records[part.start : part.stop]
+            key = f'{name}/{part.name}' if part.name else name
+            marks[key] = {'records': len(records), 'hash': fingerprint(records)}
+    return marks
+
+
+def check_same_lists(
+    before: Mapping[str, Mapping[str, Any]], now: Mapping[str, Mapping[str, Any]], workdir: str
+) -> None:
+    """Refuses to resume a run on other lists: what comes when is a function of their length and order.
+
+    Args:
+      before: `list_marks` when the checkpoint was written; {} if it is older than these.
+      now: those of the config.
+      workdir: the run's, for the message.
+
+    Raises:
+      UserError: a list differs.
+    """
+    for name, mark in now.items():
+        old = before.get(name, mark)
+        if old != mark:
+            how = (
+                ', but other ones, or in another order or with other labels'
+                if old['records'] == mark['records']
+                else ''
+            )
+            raise UserError(
+                f'the run in {workdir} cannot be resumed: its list {name} had {old["records"]} files and has '
+                f'{mark["records"]} now{how}; restore the list, or start a new workdir'
+            )
 
 
 def rows_per_record(streams: Mapping[str, Stream]) -> Any:

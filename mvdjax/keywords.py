@@ -45,6 +45,8 @@ def check(function: Callable[..., Any], section: Mapping[str, Any], what: str, p
       what: its name in messages.
       positional: how many leading parameters come from elsewhere.
     """
+    if not isinstance(section, Mapping):
+        raise UserError(f'{what} must be a section of keys, not {section!r}')
     parameters = dict(list(inspect.signature(function, eval_str=True).parameters.items())[positional:])
     for key, value in section.items():
         if key not in parameters:

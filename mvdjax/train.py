@@ -23,14 +23,15 @@ from mvdjax.data.pipeline import Data, Stream
 from mvdjax.data.sources import FileList, check_same_classes
 from mvdjax.errors import UserError
 from mvdjax.evaluate import SetEvaluator, eval_set, make_writable, summary
-from mvdjax.feed import main_part, open_feed, read_streams, rows_per_record
+from mvdjax.feed import check_same_lists, list_marks, main_part, open_feed, read_streams, rows_per_record
 from mvdjax.metric_writer import MetricWriter
 from mvdjax.rng import step_keys
 from mvdjax.tasks.base import Batch, Task, check_backbone, describe
 from mvdjax.train_state import TrainState
 from mvdjax.window import Window
 
-# What may differ when a run is resumed: where things lie and how fast they go, not what is computed.
+# What may differ when a run is resumed: where things lie and how fast they go, not what is computed. Lists may have
+# moved, but `check_same_lists` holds what they name against the checkpoint's.
 FREE_ON_RESUME = (
     r'^run\.(log_every|save_every|keep|eval_every|eval_sets|accumulate)$',
     r'^(data|streams\.[^.]+\.data)\.(files|root|class_file|workers|threads|prefetch|timeout|max_bad_fraction)$',
@@ -270,6 +271,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
         sharding.check_batch_size(stream.batch, run.accumulate, mesh, jax.process_count(), what)
         for note in stream.files.notes:
             say(f'note: {note}')
+    lists = list_marks(streams)
     evaluators = make_evaluators(config, run, task, mesh, workdir)
     for evaluator in evaluators.values():
         check_same_classes(files.class_names, files.path, evaluator.files)
@@ -279,6 +281,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
         before = checkpoints.read_meta(workdir) if start else None
         if before is not None:
             check_same_config(before, config, workdir)
+            check_same_lists(before['data_position'].get('lists', {}), lists, workdir)
         if start >= steps:
             say(f'{workdir} is finished: step {start} of {steps}')
             return {}
@@ -329,7 +332,8 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
                         say(f'step {step} {name}: {summary(found, None)}')
                     window.start = time.perf_counter()
                 if last or step % run.save_every == 0:
-                    position = {'next_sample': step * run.global_batch, 'files': feed.counts(ahead=not last)}
+                    files_read = feed.counts(ahead=not last)
+                    position = {'next_sample': step * run.global_batch, 'files': files_read, 'lists': lists}
                     saved.save(state, {**meta, 'step': step, 'data_position': position})
                 bar.update(1)
         saved.wait()

@@ -12,8 +12,9 @@ import small_runs
 
 from mvdjax import checkpoints
 from mvdjax import config as configs
+from mvdjax.data.pipeline import Data, Stream
 from mvdjax.errors import UserError
-from mvdjax.feed import Budget, Feed, main_part
+from mvdjax.feed import Budget, Feed, check_same_lists, list_marks, main_part, read_streams
 from mvdjax.metric_writer import read_metrics
 from mvdjax.metrics import weighted
 from mvdjax.tasks.base import build_vit
@@ -95,7 +96,10 @@ def test_two_streams_train_side_by_side_and_resume_to_the_bit(demo_data, tmp_pat
     assert [r['epoch'] for r in records] == [k * 4 / 32 for k in range(1, 5)]
     assert all(r['memory_mib'] > 0 and r['substituted'] == 0 for r in records)
     meta = checkpoints.read_meta(str(whole))
-    assert meta['data_position'] == {'next_sample': 16, 'files': {'clip': [16, 0], 'image': [64, 0]}}
+    config = load(demo_data)
+    lists = list_marks(read_streams(config, configs.build(configs.Run, config.run.to_dict(), 'run')))
+    assert lists.keys() == {'clip', 'image'}
+    assert meta['data_position'] == {'next_sample': 16, 'files': {'clip': [16, 0], 'image': [64, 0]}, 'lists': lists}
     assert meta['input_shape'] == [4, 32, 32, 3]
 
     shutil.copytree(whole, resumed)
@@ -157,6 +161,32 @@ def test_sections_of_sources_and_streams_have_their_defaults_and_can_be_overridd
     assert configs.side_streams(config)['image'].data['workers'] == 2
     with pytest.raises(UserError, match=r'config\.data\.mixture has no key .apo.; did you mean .ape.'):
         configs.load(str(path), ['--config.data.mixture.apo.weight=1'])
+
+
+def test_the_mark_of_a_list_is_its_paths_below_their_common_folder_and_its_labels_in_order(tmp_path):
+    def marks(lines, root='/data/k400'):
+        (tmp_path / 'a.txt').write_text('\n'.join(lines))
+        source = {'files': str(tmp_path / 'a.txt'), 'root': root, 'weight': 1.0}
+        (tmp_path / 'b.txt').write_text('b.mp4 0')
+        other = {'files': str(tmp_path / 'b.txt'), 'weight': 1.0}
+        data = Data(recipe='pretrain', options={}, mixture={'a': source, 'b': other})
+        return list_marks({'video': Stream(data, data.read(), 4)})
+
+    lines = ['run/1.mp4 0', 'run/2.mp4 0', 'walk/1.mp4 1']
+    first = marks(lines)
+    assert {name: mark['records'] for name, mark in first.items()} == {'video/a': 3, 'video/b': 1}
+    assert first == marks(lines, 'gs://bucket/k400')
+    check_same_lists({}, first, 'w')  # a checkpoint older than the marks
+    check_same_lists(first, first, 'w')
+    for changed, says in (
+        (lines[:2], 'list video/a had 3 files and has 2 now; restore the list, or start a new workdir'),
+        ([lines[1], lines[0], lines[2]], 'had 3 files and has 3 now, but other ones, or in another order'),
+        ([*lines[:2], 'walk/1.mp4 2'], 'or with other labels'),
+        ([*lines[:2], 'swim/1.mp4 1'], 'but other ones'),
+    ):
+        assert marks(changed)['video/b'] == first['video/b']
+        with pytest.raises(UserError, match=says):
+            check_same_lists(first, marks(changed), 'w')
 
 
 def test_the_counts_of_a_feed_leave_out_the_batch_that_is_read_ahead_and_go_on_after_a_resume():

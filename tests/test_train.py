@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -193,6 +194,23 @@ def test_resume_as_another_run_is_refused_by_name(demo_data, undisturbed):
     assert train(small_runs.load('videomae', demo_data, *LONG, 'data.threads=1'), str(undisturbed)) == {}
 
 
+def test_resume_on_another_list_is_refused_and_on_moved_data_is_not(demo_data, undisturbed, tmp_path):
+    config = small_runs.load('videomae', demo_data, *LONG)
+    lines = Path(config.data.files).read_text().splitlines()
+    for rows, says in (
+        (lines[:-1], f'its list video had {len(lines)} files and has {len(lines) - 1} now; restore the list, or start'),
+        (lines[::-1], f'had {len(lines)} files and has {len(lines)} now, but other ones, or in another order'),
+    ):
+        (tmp_path / 'list.txt').write_text('\n'.join(rows) + '\n')
+        other = ('data.files=' + str(tmp_path / 'list.txt'), f'data.root={Path(config.data.files).parent}')
+        with pytest.raises(UserError, match=says):
+            train(small_runs.load('videomae', demo_data, *LONG, *other), str(undisturbed))
+    moved = tmp_path / 'moved'
+    moved.symlink_to(Path(config.data.files).parent)
+    moved_list = f'data.files={moved / Path(config.data.files).name}'
+    assert train(small_runs.load('videomae', demo_data, *LONG, moved_list), str(undisturbed)) == {}
+
+
 def test_weights_are_not_read_with_another_meaning(demo_data, undisturbed, tmp_path):
     config = small_runs.load('finetune', demo_data, f'init.checkpoint={undisturbed}', 'task.model.pos_embed=sincos1d')
     with pytest.raises(UserError, match=r"trained with pos_embed 'sincos3d' \(here 'sincos1d'\)"):
@@ -202,7 +220,10 @@ def test_weights_are_not_read_with_another_meaning(demo_data, undisturbed, tmp_p
 def test_meta_says_where_weights_come_from(undisturbed):
     meta = checkpoints.read_meta(str(undisturbed))
     assert meta['step'] == 24
+    lists = meta['data_position'].pop('lists')
     assert meta['data_position'] == {'next_sample': 24 * 8, 'files': {'video': [24 * 8, 0]}}
+    assert list(lists) == ['video']
+    assert re.fullmatch('[0-9a-f]{16}', lists['video']['hash'])
     assert meta['config']['task_name'] == 'mae'
     assert json.loads(json.dumps(meta)) == meta
 

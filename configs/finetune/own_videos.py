@@ -5,7 +5,9 @@
         --config.init.checkpoint=runs/mvd_k400_vit_s_from_l_400
     mvdjax evaluate --config=configs/finetune/own_videos.py:my_videos --checkpoint=runs/own
 
-The argument is the folder that `mvdjax data init` wrote its lists to; nothing else has to be changed. Without one it is
+The argument is the folder that `mvdjax data init` wrote its lists to; nothing else has to be changed. Without a test
+list (`data init --test=0.1` holds one out) the set "test" is the validation list, and its score no test of a model that
+was chosen by it. Without one it is
 the motion labels of the demo data (mvdjax data demo --output=quickstart/data). The recipe of MVD ViT-S on Kinetics-400
 with batches of 32 videos, 8 at a time on one GPU (the published run held 12 on each V100; run.accumulate splits it
 until it fits), and without flip: left and right may be classes of yours. init.checkpoint comes from `mvdjax convert` or

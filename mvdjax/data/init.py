@@ -14,6 +14,7 @@ import dataclasses
 import hashlib
 import io
 import os
+import shlex
 from collections.abc import Sequence
 
 from mvdjax.data import media
@@ -47,11 +48,6 @@ def _media(files: Sequence[str], folder: str) -> tuple[list[str], list[str]]:
     if videos and images:
         return videos, [f'{len(images)} images (a list holds videos or images; there are {len(videos)} videos)']
     return videos or images, []
-
-
-def _split_of(name: str) -> str | None:
-    """The split that a folder is called after."""
-    return next((split for split, words in folders.SPLITS.items() if name.lower() in words), None)
 
 
 def _order(path: str, seed: int) -> bytes:
@@ -96,13 +92,13 @@ def find(folder: str, val: float = 0.1, test: float = 0.0, seed: int = 0) -> Lis
             raise UserError(f'{folder}: the name {file!r} begins or ends with a space or is not plain text; rename it')
     tops = {file.split('/')[0] for file in files if '/' in file}
     splits: dict[str, list[tuple[str, str]]] = {'train': []}
-    if tops and all(_split_of(top) for top in tops):
+    if tops and all(folders.split_of(top) for top in tops):
         for top in sorted(tops):
             inside = [file.removeprefix(f'{top}/') for file in files if file.startswith(f'{top}/')]
             _, pairs = folders.by_class(inside, media.join(folder, top))
             if not pairs:
                 raise UserError(f'{media.join(folder, top)} has no sub-folders; put each file into that of its class')
-            splits.setdefault(_split_of(top) or '', []).extend((name, f'{top}/{file}') for name, file in pairs)
+            splits.setdefault(folders.split_of(top) or '', []).extend((name, f'{top}/{file}') for name, file in pairs)
         if not splits['train']:
             raise UserError(f'{folder} has no folder train beside {", ".join(sorted(tops))}; add it')
     else:
@@ -155,6 +151,18 @@ def write(lists: Lists, folder: str, output: str, overwrite: bool = False) -> di
     return {name: path for name, (path, _) in texts.items()}
 
 
+def _missing(lists: Lists) -> list[str]:
+    """What the lack of a list means."""
+    if lists.class_names and 'val' not in lists.splits:
+        return ['note: there is no val list, so nothing to evaluate on: no class has a file to spare, or --val=0']
+    if lists.class_names and 'test' not in lists.splits:
+        return [
+            'note: there is no test list: own_videos.py scores "test" on val.csv, which is no test of a model '
+            'chosen by it; --test=0.1 holds one out'
+        ]
+    return []
+
+
 def describe(lists: Lists, paths: dict[str, str], output: str) -> str:
     """What was written, and what to do with it."""
     lines = []
@@ -173,6 +181,7 @@ def describe(lists: Lists, paths: dict[str, str], output: str) -> str:
         few = [name for name in lists.class_names if any(counts[split][name] == 0 for split in splits)]
         if few:
             lines.append(f'note: {len(few)} classes are not in every list, such as {few[0]}; more files would help')
+    lines += _missing(lists)
     lines += [f'note: left out: {text}' for text in lists.left_out]
     lines += [f'{path}: {len(lists.splits[name])} files' for name, path in paths.items() if name != 'classes']
     if lists.class_names:
@@ -180,15 +189,15 @@ def describe(lists: Lists, paths: dict[str, str], output: str) -> str:
             f'{paths["classes"]}: {len(lists.class_names)} classes',
             '',
             'fine-tune a classifier on them:',
-            f'  mvdjax train --config=configs/finetune/own_videos.py:{output} --workdir=runs/own \\',
+            f'  mvdjax train {shlex.quote(f"--config=configs/finetune/own_videos.py:{output}")} --workdir=runs/own \\',
             '      --config.init.checkpoint=runs/student',
             'or in any other fine-tuning config:',
-            f"  c.data.files, c.data.class_file = '{paths['train']}', '{paths['classes']}'",
+            f'  c.data.files, c.data.class_file = {paths["train"]!r}, {paths["classes"]!r}',
             f'  c.data.num_classes = c.task.num_classes = {len(lists.class_names)}',
         ]
     else:
         lines += ['', 'there are no sub-folders, so no classes; pretrain on the list:']
-        lines += [f"  c.data.files = '{paths['train']}'"]
+        lines += [f'  c.data.files = {paths["train"]!r}']
     return '\n'.join(lines)
 
 

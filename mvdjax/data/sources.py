@@ -11,6 +11,8 @@ config asks for no classes: pretraining looks at none.
 """
 
 import dataclasses
+import hashlib
+import os
 import re
 from collections.abc import Sequence
 
@@ -88,6 +90,20 @@ def read_list(path: str, root: str = '', num_classes: int | None = None, class_f
     else:
         return _read_file(path, root, num_classes, class_file, names)
     return _fitted(files, num_classes, class_file, names)
+
+
+def fingerprint(records: Sequence[Record]) -> str:
+    """16 hexadecimal digits that tell a list from others: of its paths and labels, in order.
+
+    Of each path only what lies below the folder that all of them have in common counts: data may move.
+    """
+    paths = [record.path for record in records]
+    common = os.path.commonprefix(paths).rpartition('/')[0]  # noqa: RUF071 - cut back to a whole folder
+    below = len(common) + 1 if common else 0
+    found = hashlib.sha256()
+    for record in records:
+        found.update(f'{record.path[below:]}\0{record.label}\n'.encode(errors='surrogateescape'))
+    return found.hexdigest()[:16]
 
 
 def check_same_classes(trained: Sequence[str], where: str, files: FileList) -> None:

@@ -269,22 +269,21 @@ def _blame(code: int, samples: Samples, board: Board, watch: Watch) -> bool:
 
 
 def _try_alone(samples: Samples, works: list[Work]) -> dict[int, str]:
-    """Reads each file again in a process of its own, as it was being read. Returns record -> how that went wrong."""
+    """Reads each file again in a process of its own, as it was being read. Returns record -> how that went wrong.
+
+    One after the other: the clock runs while a file is read, and many at once would make each other late.
+    """
     context = multiprocessing.get_context('spawn')
     pickled = cloudpickle.dumps(samples)
-    tries = []
+    found = {}
     for work in works:
         ready = context.Event()
         process = context.Process(target=_read_alone, args=(pickled, work, ready), daemon=True)
         process.start()
-        tries.append((work, process, ready))
-    found = {}
-    for work, process, ready in tries:
         started = time.monotonic()
         while not ready.wait(0.1) and process.is_alive():
             if time.monotonic() > started + STORAGE_LIMIT:
-                for _, other, _ in tries:
-                    other.kill()
+                process.kill()
                 raise UserError(
                     f'{samples.files.records[work.index].path} could not be read from its storage in '
                     f'{STORAGE_LIMIT:g} s: start the run again when that answers'

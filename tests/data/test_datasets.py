@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 
 import fsspec
 import numpy as np
@@ -274,6 +275,21 @@ def test_a_folder_of_ones_own(tree):
     assert train.notes == ()
     with pytest.raises(UserError, match='has no folder test with one sub-folder per class'):
         read_list(f'folder:test:{root}')
+
+
+def test_a_folder_of_splits_is_not_read_as_classes(tmp_path):
+    for name in ('Training/run', 'validation/run'):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / 'a.mp4').touch()
+    root = re.escape(str(tmp_path))
+    with pytest.raises(
+        UserError, match=rf'splits \(Training, validation\), not classes; write folder:train:{root} for'
+    ):
+        read_list(str(tmp_path))
+    assert read_list(f'folder:train:{tmp_path}').class_names == ('run',)
+    (tmp_path / 'walk').mkdir()
+    (tmp_path / 'walk/a.mp4').touch()
+    assert read_list(str(tmp_path)).class_names == ('Training', 'validation', 'walk')
 
 
 def test_a_plain_folder_is_a_list(tree):

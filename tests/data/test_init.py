@@ -1,6 +1,7 @@
 """`mvdjax data init`: the lists of a folder, which files are held out, and that they can be trained on."""
 
 import csv
+import shlex
 
 import pytest
 
@@ -72,6 +73,16 @@ def test_what_is_written_is_what_is_read(folder, tmp_path, capsys):
     assert f'--config=configs/finetune/own_videos.py:{output} ' in printed
     assert 'c.data.num_classes = c.task.num_classes = 4' in printed
     assert 'note: 1 classes are not in every list, such as walk' in printed
+    assert 'note: there is no test list: own_videos.py scores "test" on val.csv' in printed
+    assert main(['data', 'init', str(folder), f'--output={tmp_path / "none"}', '--val=0']) == 0
+    assert 'note: there is no val list, so nothing to evaluate on' in capsys.readouterr().out
+
+
+def test_the_printed_command_can_be_pasted_whatever_the_folder_is_called(folder, capsys):
+    odd = folder.rename(folder.parent / "my vids' home")
+    assert main(['data', 'init', str(odd)]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if 'mvdjax train' in line]
+    assert shlex.split(line.rstrip('\\'))[2] == f'--config=configs/finetune/own_videos.py:{odd}'
 
 
 def test_lists_in_the_folder_itself_move_with_it(folder, tmp_path):

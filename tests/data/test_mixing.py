@@ -251,6 +251,11 @@ def test_what_does_not_fit_together_is_refused_by_name(mixture, options, message
         labels_of(mixture(**{'options': LABELLED, **options}))
 
 
+def test_a_list_in_place_of_a_source_is_refused_by_name():
+    with pytest.raises(UserError, match=r"config\.data\.mixture\.a must be a section of keys, not 'x\.txt'"):
+        Data(recipe='fake', options={}, mixture={'a': 'x.txt'}).read()
+
+
 def test_a_section_without_a_list_and_labels_without_a_mixture_are_refused():
     with pytest.raises(UserError, match=r'names no list of files: set data\.files, or data\.mixture'):
         Data(recipe='fake', options={}).read()

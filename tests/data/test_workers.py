@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import threading
+import types
 
 import fakes
 import numpy as np
@@ -50,6 +51,33 @@ def test_without_workers_a_decoder_that_hangs_is_left_behind(tmp_path):
     (batch,) = eval_batches(data, files, batch=24, empty=empty, bad=BadFiles(str(bad)))
     assert np.flatnonzero(~batch['valid']).tolist() == [3, 17]
     assert len(bad.read_text().splitlines()) == 2
+
+
+def test_suspects_are_tried_one_after_the_other(monkeypatch):
+    running, most = set(), []
+
+    class Process:
+        exitcode = 0
+
+        def __init__(self, target, args, daemon):
+            self.ready = args[2]
+
+        def start(self):
+            running.add(self)
+            most.append(len(running))
+            self.ready.set()
+
+        def is_alive(self):
+            return self in running
+
+        def join(self, timeout=None):
+            running.discard(self)
+
+    context = types.SimpleNamespace(Event=threading.Event, Process=Process)
+    monkeypatch.setattr(multiprocessing, 'get_context', lambda method: context)
+    data, files = echo(24)
+    assert workers._try_alone(data.samples(files, 0, BadFiles(None)), [Work(i, 0, i) for i in range(3)]) == {}
+    assert most == [1, 1, 1]
 
 
 def test_slow_storage_is_not_blamed_on_a_file(monkeypatch):

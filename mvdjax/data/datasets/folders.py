@@ -13,6 +13,11 @@ SUFFIXES = media.VIDEO_SUFFIXES + media.IMAGE_SUFFIXES
 SPLITS = {'train': ('train', 'training'), 'val': ('val', 'valid', 'validation'), 'test': ('test', 'testing')}
 
 
+def split_of(name: str) -> str | None:
+    """The split that a folder is called after."""
+    return next((split for split, words in SPLITS.items() if name.lower() in words), None)
+
+
 def by_class(files: Sequence[str], where: str) -> tuple[tuple[str, ...], list[tuple[str, str]]]:
     """(class names, [(class, file)]) of files as 'class/.../file'; the classes and the files of each in order.
 
@@ -30,12 +35,19 @@ def read_classes(folder: str) -> FileList:
     """A folder as a list: its sub-folders are the classes. Without sub-folders it is a list without labels.
 
     Raises:
-      UserError: no video or image in it.
+      UserError: no video or image in it, or its sub-folders are splits.
     """
     files = [file for file in media.walk(folder) if file.lower().endswith(SUFFIXES)]
     if not files:
         raise UserError(f'{folder} holds no video or image; name a list, or a folder with one sub-folder per class')
     names, pairs = by_class(files, folder)
+    splits = [split for name in names if (split := split_of(name))]
+    if splits and len(splits) == len(names):
+        split = 'train' if 'train' in splits else splits[0]
+        raise UserError(
+            f'the sub-folders of {folder} are splits ({", ".join(names)}), not classes; write folder:{split}:{folder} '
+            'for one of them'
+        )
     folder = media.absolute(folder)
     numbers = {name: i for i, name in enumerate(names)}
     if not pairs:
