@@ -6,6 +6,7 @@ import time
 from collections.abc import Generator, Mapping
 from typing import Any
 
+import jax
 import ml_collections
 
 from mvdjax import config as configs
@@ -161,10 +162,8 @@ def open_feed(
     start: int,
     steps: int,
     counts: Mapping[str, Any],
-    process: int,
-    processes: int,
 ) -> Feed:
-    """The feed of a run's steps `start` to `steps` - 1.
+    """This process's feed of a run's steps `start` to `steps` - 1.
 
     Args:
       streams: see `read_streams`.
@@ -173,8 +172,6 @@ def open_feed(
       start: step to start from.
       steps: the run's last step.
       counts: what `Feed.counts` was at step `start`; {} at the beginning.
-      process: this process's number.
-      processes: how many there are.
     """
     bad_file = os.path.join(workdir, BAD_FILES)
     where: dict[str, Any] = {
@@ -182,8 +179,8 @@ def open_feed(
         'start_step': start,
         'steps': steps,
         'bad': BadFiles(bad_file),
-        'process': process,
-        'processes': processes,
+        'process': jax.process_index(),
+        'processes': jax.process_count(),
     }
     batches: Generator[Any, None, None]
     if len(streams) > 1:

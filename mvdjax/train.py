@@ -245,6 +245,15 @@ def make_evaluators(
     }
 
 
+def check_streams(streams: Mapping[str, Stream], run: configs.Run, mesh: Mesh) -> None:
+    """Refuses batches that do not divide by the devices, and prints what reading the lists had to say."""
+    for name, stream in streams.items():
+        what = 'run.global_batch' if name == run.stream else f'streams.{name}.batch'
+        sharding.check_batch_size(stream.batch, run.accumulate, mesh, jax.process_count(), what)
+        for note in stream.files.notes:
+            say(f'note: {note}')
+
+
 def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     """Trains a stage, or continues it where its workdir's last checkpoint stands.
 
@@ -266,11 +275,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     files = streams[run.stream].files
     task.check_files(files)
     steps_per_epoch, steps = run.steps_per_epoch(len(files.records)), run.total_steps(len(files.records))
-    for name, stream in streams.items():
-        what = 'run.global_batch' if name == run.stream else f'streams.{name}.batch'
-        sharding.check_batch_size(stream.batch, run.accumulate, mesh, jax.process_count(), what)
-        for note in stream.files.notes:
-            say(f'note: {note}')
+    check_streams(streams, run, mesh)
     lists = list_marks(streams)
     evaluators = make_evaluators(config, run, task, mesh, workdir)
     for evaluator in evaluators.values():
@@ -285,16 +290,8 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
         if start >= steps:
             say(f'{workdir} is finished: step {start} of {steps}')
             return {}
-        feed = open_feed(
-            streams,
-            run,
-            workdir,
-            start=start,
-            steps=steps,
-            counts=before['data_position'].get('files', {}) if before else {},
-            process=jax.process_index(),
-            processes=jax.process_count(),
-        )
+        counts = before['data_position'].get('files', {}) if before else {}
+        feed = open_feed(streams, run, workdir, start=start, steps=steps, counts=counts)
         window = Window()
         host = feed(window)
         task.check(host)

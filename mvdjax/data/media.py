@@ -154,23 +154,20 @@ def read_text(path: str, what: str) -> str:
 
 def exists(path: str) -> bool:
     """Whether there is such a file; False too where nobody can tell."""
-    if not scheme(path):
-        return os.path.exists(path)
-    try:
-        system, name = fsspec.core.url_to_fs(path)
-        return bool(system.isfile(name))
-    except Exception:  # noqa: BLE001 - reading it will say what is wrong
-        return False
+    return _asked(path, 'isfile') if scheme(path) else os.path.exists(path)
 
 
 def is_folder(path: str) -> bool:
     """Whether there is such a folder; False too where nobody can tell."""
-    if not scheme(path):
-        return os.path.isdir(path)
+    return _asked(path, 'isdir') if scheme(path) else os.path.isdir(path)
+
+
+def _asked(path: str, question: str) -> bool:
+    """What a store answers to one of fsspec's questions."""
     try:
         system, name = fsspec.core.url_to_fs(path)
-        return bool(system.isdir(name))
-    except Exception:  # noqa: BLE001 - as above
+        return bool(getattr(system, question)(name))
+    except Exception:  # noqa: BLE001 - reading it will say what is wrong
         return False
 
 

@@ -43,17 +43,26 @@ def pretrain_clip(
     """
     _check(num_frames, length=length, stride=stride, segments=segments)
     span = length * stride
-    per_segment = (num_frames - span + 1) // segments
-    if per_segment > 0:
-        starts = np.arange(segments) * per_segment + rng.integers(0, per_segment, size=segments)
-    elif num_frames > max(segments, span):
-        starts = np.sort(rng.integers(0, num_frames - span + 1, size=segments))
-    else:
+    starts = _random_starts(num_frames, rng, span, segments)
+    if starts is None:
         starts = np.zeros(segments, np.int64)
     # The loader counts from 1 and steps only while the next position is strictly below num_frames.
     most_steps = np.maximum((num_frames - 2 - starts) // stride, 0)
     steps = np.minimum(np.arange(length)[None, :], most_steps[:, None])
     return (starts[:, None] + stride * steps).astype(np.int64)
+
+
+def _random_starts(num_frames: int, rng: np.random.Generator, span: int, parts: int) -> np.ndarray | None:
+    """Starts of windows of `span` frames, one in each of `parts` equal parts of those possible; drawn anywhere and
+    sorted where there are fewer than parts; None where the published loaders draw nothing.
+    """
+    spare = num_frames - span + 1
+    part = spare // parts
+    if part > 0:
+        return np.arange(parts) * part + rng.integers(0, part, size=parts)
+    if num_frames > max(parts, span):
+        return np.sort(rng.integers(0, spare, size=parts))
+    return None
 
 
 def kinetics_train(
@@ -199,16 +208,10 @@ def windows_train(
     """
     _check(num_frames, length=length, stride=stride, clips=clips)
     span = length * stride
-    spare = num_frames - span + 1
-    per_clip = spare // clips
-    if per_clip > 0:
-        starts = np.arange(clips) * per_clip + rng.integers(0, per_clip, size=clips)
-    elif num_frames > max(clips, span):
-        starts = np.sort(rng.integers(0, spare, size=clips))
-    elif per_clip == 0:
+    starts = _random_starts(num_frames, rng, span, clips)
+    if starts is None:
+        spare = max(0, num_frames - span + 1)
         starts = np.array([round(clip * spare / clips) for clip in range(clips)])
-    else:
-        starts = np.zeros(clips, np.int64)
     return _wrap(starts, length, stride, num_frames)
 
 
