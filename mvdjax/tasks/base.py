@@ -17,6 +17,7 @@ from mvdjax.models.video_swin import VideoSwin, swin_variant
 from mvdjax.models.vit import IMAGENET_MEAN, IMAGENET_STD, ViT, variant
 
 DTYPES = ('float32', 'bfloat16')
+KINDS = {'vit': 'ViT', 'swin': 'Video Swin'}  # of backbones, see `describe`
 
 Batch = Mapping[str, Any]  # see data/schema.py
 
@@ -174,7 +175,7 @@ def describe(vit: ViT | VideoSwin) -> dict[str, Any]:
     }
 
 
-def check_backbone(meta: Mapping[str, Any], vit: ViT, what: str, path: str) -> None:
+def check_backbone(meta: Mapping[str, Any], vit: ViT | VideoSwin, what: str, path: str) -> None:
     """Raises UserError if weights would be read with another meaning than they were trained with.
 
     Args:
@@ -186,6 +187,13 @@ def check_backbone(meta: Mapping[str, Any], vit: ViT, what: str, path: str) -> N
     # Checkpoints from before there was a choice of pixel statistics do not state them.
     theirs = {'mean': list(IMAGENET_MEAN), 'std': list(IMAGENET_STD), **meta['backbone']}
     mine = describe(vit)
+    kinds = [KINDS[description.get('kind', 'vit')] for description in (theirs, mine)]
+    if kinds[0] != kinds[1]:
+        raise UserError(f'{path} is a {kinds[0]}, the {what} here is a {kinds[1]}')
+    if isinstance(vit, VideoSwin):
+        # What `corrected` changes, only inputs of other sizes than a network was trained for can show. A kernel's shape
+        # says the frames of its patches, and an image's, which has one, is inflated for clips.
+        mine, theirs = ({'mean': d['mean'], 'std': d['std'], 'patch': d['patch'][1:]} for d in (mine, theirs))
     wrong = [f'{key} {theirs[key]!r} (here {mine[key]!r})' for key in mine if theirs[key] != mine[key]]
     if wrong:
         raise UserError(f'{path} was trained with {", ".join(wrong)}: give the {what} section the same')
