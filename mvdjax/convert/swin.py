@@ -74,24 +74,23 @@ class SwinModel:
     def shapes(self) -> dict[str, Shape]:
         """Shapes of all our leaves: {path: shape}, from the modules themselves."""
         swin, (frames, height, width, channels) = self.module(), self.input_shape
-        key = jax.random.key(0)
-        inputs = []
-        if self.clips:
-            inputs.append((jax.ShapeDtypeStruct((1, frames, height, width, channels), jnp.float32), False))
-        if self.images:
-            inputs.append((jax.ShapeDtypeStruct((1, 1, height, width, channels), jnp.float32), True))
-        mask = jnp.zeros((1, 1, 1, 1), bool) if self.mask_token else None
-        found: dict[str, Shape] = {}
-        for video, image in inputs:
-            if self.num_classes is not None:
-                tree = jax.eval_shape(SwinClassifier(swin, self.num_classes).init, key, video)['params']
-            elif self.fused:
-                init = functools.partial(MaskedSwin(swin, self.vocabulary or 1).init, mask=mask, image=image)
-                tree = jax.eval_shape(init, key, video)['params']
-            else:
-                init = functools.partial(swin.init, mask=mask, image=image)
-                tree = {'backbone': jax.eval_shape(init, key, video)['params']}
-            found |= {path: tuple(leaf.shape) for path, leaf in trees.flatten(tree).items()}
+        video = jnp.zeros((1, frames if self.clips else 1, height, width, channels))
+        images, mask = jnp.zeros((1, 1, height, width, channels)), jnp.zeros((1, 1, 1, 1), bool)
+        given = mask if self.mask_token else None
+        model: Any = swin
+        if self.num_classes is not None:
+            model = SwinClassifier(swin, self.num_classes)
+            init = functools.partial(model.init, video=video)
+        elif self.fused and self.clips and self.images:
+            model = MaskedSwin(swin, self.vocabulary or 1)
+            init = functools.partial(model.init, video=video, video_mask=given, images=images, image_mask=given)
+            init = functools.partial(init, method='two_streams')
+        else:
+            model = MaskedSwin(swin, self.vocabulary or 1) if self.fused else swin
+            init = functools.partial(model.init, video=video, mask=given, image=not self.clips)
+        tree = jax.eval_shape(lambda key: init(key)['params'], jax.random.key(0))
+        tree = {'backbone': tree} if model is swin else tree
+        found = {path: tuple(leaf.shape) for path, leaf in trees.flatten(tree).items()}
         if self.vocabulary is None:
             found = {path: shape for path, shape in found.items() if not path.startswith('lm_head/')}
         return found
