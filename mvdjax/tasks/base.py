@@ -63,6 +63,9 @@ class Task(Protocol):
     def predict(self, params: Any, frozen: Any, batch: Batch) -> dict[str, jax.Array]:
         """Outputs for evaluation and pictures."""
 
+    def flops(self, batch: Batch) -> dict[str, float]:
+        """Model FLOPs of a training step on a batch of these shapes (arrays or abstract), by part; see mvdjax/flops."""
+
     def evaluators(self) -> Mapping[str, 'Evaluator']:
         """Name -> a fresh accumulator of what `predict` returns."""
 
