@@ -17,6 +17,7 @@ from mvdjax.data.schema import SUBSTITUTED, Recipe, Record, Sample
 from mvdjax.data.sources import FileList
 from mvdjax.errors import UserError
 from mvdjax.evaluate import EvalSet, eval_set
+from mvdjax.settings import Run
 
 TRAIN = 'train'
 _RECORD = 'record'  # of a sample: the record it was made of
@@ -70,8 +71,14 @@ class _NamingRecipe:
 
     def __call__(self, record: Record, rng: np.random.Generator) -> Sample:
         """The other's sample with `record`, uint8 (_RECORD_BYTES,): JSON, padded with zeros."""
-        sample = self.recipe(record, rng)
-        text = np.frombuffer(json.dumps([record.path, record.label, record.line]).encode(), np.uint8)
+        return self._named(self.recipe(record, rng), json.dumps([record.path, record.label, record.line]))
+
+    def blank(self) -> Sample:
+        """The other's, of no file."""
+        return self._named(self.recipe.blank(), '')
+
+    def _named(self, sample: Sample, name: str) -> Sample:
+        text = np.frombuffer(name.encode(), np.uint8)
         row = np.zeros(_RECORD_BYTES, np.uint8)
         row[: len(text)] = text[:_RECORD_BYTES]
         return {**sample, _RECORD: row if self.views == 1 else np.stack([row] * self.views)}
@@ -107,7 +114,7 @@ def read_rows(config: ml_collections.ConfigDict, name: str, count: int, step: in
     """
     if count < 1 or step < 0:
         raise UserError(f'--count must be at least 1 and --step at least 0, not {count} and {step}')
-    run: configs.Run = configs.build(configs.Run, configs.section(config, 'run'), 'run')
+    run: Run = configs.build(Run, configs.section(config, 'run'), 'run')
     beside = configs.side_streams(config)
     if name in (TRAIN, *beside):
         section = beside[name].data if name in beside else configs.section(config, 'data')
