@@ -36,7 +36,7 @@ class Instruction:
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What an instruction costs a device each time: FLOPs of its matrix products, bytes of memory traffic; and how often."""
+    """What an instruction costs each time it runs, and how often: FLOPs of matrix products, bytes of memory traffic."""
 
     flops: float
     bytes: float
@@ -341,7 +341,7 @@ def _group(instruction: Instruction) -> int:
     text = instruction.attributes
     if 'source_target_pairs=' in text:
         return 2
-    axes = re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", text)
+    axes = re.search(r'replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}', text)
     if axes:
         sizes = {name: int(size) for name, size in re.findall(r"'?([\w.]+)'?=(\d+)", axes[1])}
         return math.prod(sizes[name] for name in re.findall(r'[\w.]+', axes[2]) if name in sizes)

@@ -1,5 +1,6 @@
-"""The machines that a plan can be made for: TPU slices through libtpu's compile-only client, this one, or by formula."""
+"""The machines that a plan can be made for: TPU slices through libtpu's compile-only client, this one, GPUs."""
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -71,10 +72,8 @@ def find(name: str) -> Topology:
 
 def _local(name: str, count: int) -> Topology:
     """The first devices of this machine, simulated ones if it has only a CPU."""
-    try:  # before the first use of JAX only; later there are as many as there are
+    with contextlib.suppress(RuntimeError):  # before the first use of JAX only; later there are as many as there are
         jax.config.update('jax_num_cpu_devices', count)
-    except RuntimeError:
-        pass
     devices = jax.devices()
     if len(devices) < count:
         raise UserError(f'{name}: this machine has {len(devices)} {devices[0].platform} devices')
