@@ -99,8 +99,9 @@ def model_input(video: jax.Array, vit: ViT) -> jax.Array:
     return normalize(video, vit.mean, vit.std)
 
 
-def _build(module: Callable[..., Any], options: dict[str, Any], fixed: dict[str, Any]) -> Any:
-    """`module(**options, **fixed)`, config spellings of types resolved; a wrong key is a UserError."""
+def build_module(module: Callable[..., Any], config: Mapping[str, Any], **fixed: Any) -> Any:
+    """`module(**config, **fixed)`, config spellings of types resolved; a wrong key is a UserError."""
+    options = dict(config)
     if 'patch' in options:
         options['patch'] = tuple(options['patch'])
         if len(options['patch']) != 3:
@@ -124,7 +125,7 @@ def build_vit(config: Mapping[str, Any], **fixed: Any) -> ViT:
     options = dict(config)
     if 'variant' in options:
         options = {**variant(options.pop('variant')), **options}
-    vit: ViT = _build(ViT, options, fixed)
+    vit: ViT = build_module(ViT, options, **fixed)
     if min(vit.std, default=0) <= 0 or len(vit.mean) != len(vit.std):
         raise UserError(f'mean {vit.mean} and std {vit.std} need one value per channel each, std above 0')
     return vit
@@ -136,34 +137,31 @@ def build_decoder(config: Mapping[str, Any], **fixed: Any) -> Decoder:
     Raises:
       UserError: a key that `Decoder` does not have.
     """
-    return _build(Decoder, dict(config), fixed)
+    return build_module(Decoder, config, **fixed)
 
 
-def describe(vit: ViT) -> dict[str, Any]:
-    """What decides what a ViT's weights mean, beyond their shapes: it travels in a checkpoint's meta."""
-    return {
-        'patch': list(vit.patch),
-        'pos_embed': vit.pos_embed,
-        'cls_token': vit.cls_token,
-        'qkv_bias': vit.qkv_bias,
-        'mean': list(vit.mean),
-        'std': list(vit.std),
-    }
+DESCRIBED = ('patch', 'pos_embed', 'cls_token', 'qkv_bias', 'mean', 'std')
 
 
-def check_backbone(meta: Mapping[str, Any], vit: ViT, what: str, path: str) -> None:
+def describe(model: Any) -> dict[str, Any]:
+    """What decides what a model's weights mean, beyond their shapes: it travels in a checkpoint's meta."""
+    found = {name: getattr(model, name) for name in DESCRIBED if hasattr(model, name)}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
+
+
+def check_backbone(meta: Mapping[str, Any], model: Any, what: str, path: str) -> None:
     """Raises UserError if weights would be read with another meaning than they were trained with.
 
     Args:
       meta: of the checkpoint the weights come from.
-      vit: the model they go to.
+      model: the module they go to.
       what: its name for the message.
       path: of the checkpoint.
     """
     # Checkpoints from before there was a choice of pixel statistics do not state them.
     theirs = {'mean': list(IMAGENET_MEAN), 'std': list(IMAGENET_STD), **meta['backbone']}
-    mine = describe(vit)
-    wrong = [f'{key} {theirs[key]!r} (here {mine[key]!r})' for key in mine if theirs[key] != mine[key]]
+    mine = describe(model)
+    wrong = [f'{key} {theirs.get(key)!r} (here {mine[key]!r})' for key in mine if theirs.get(key) != mine[key]]
     if wrong:
         raise UserError(f'{path} was trained with {", ".join(wrong)}: give the {what} section the same')
 
