@@ -71,7 +71,7 @@ def layer_scales(params: Any, layer_decay: float, layer_index: LayerIndex) -> An
     """
     depth = max((len(leaf) if 'blocks' in path else 0 for path, leaf in _shapes(params).items()), default=0)
     indices = jax.tree_util.tree_map_with_path(lambda p, _: np.asarray(layer_index(trees.path_name(p), depth)), params)
-    last = max(int(index.max()) for index in jax.tree.leaves(indices))
+    last = max(depth + 1, *(int(index.max()) for index in jax.tree.leaves(indices)))
 
     def scale(leaf: Any, index: np.ndarray) -> np.ndarray:
         return _over_depth(np.float32(layer_decay) ** (last - index).astype(np.float32), leaf)
