@@ -8,22 +8,11 @@ import numpy as np
 from mvdjax import keywords
 from mvdjax.errors import UserError
 from mvdjax.models.bevt import SwinClassifier
-from mvdjax.models.video_swin import VideoSwin, swin_variant
+from mvdjax.models.video_swin import VideoSwin
 from mvdjax.models.vit import Classifier, ViT
-from mvdjax.tasks.base import build_module, build_vit, vit_layer_index
+from mvdjax.tasks.base import build_swin, build_vit, vit_layer_index
 
 Backbone = ViT | VideoSwin
-
-
-def build_swin(config: Mapping[str, Any], **fixed: Any) -> VideoSwin:
-    """A Swin from its config section: `variant` names the size, every other key is an attribute and wins."""
-    options = dict(config)
-    if 'variant' in options:
-        options = {**swin_variant(options.pop('variant')), **options}
-    for key in ('depths', 'heads', 'window'):
-        if key in options:
-            options[key] = tuple(options[key])
-    return build_module(VideoSwin, options, **fixed)
 
 
 BUILDERS: dict[str, Callable[..., Backbone]] = {'vit': build_vit, 'swin': build_swin}

@@ -15,8 +15,8 @@ from mvdjax.metrics import Metrics
 from mvdjax.models.bevt import MaskedSwin
 from mvdjax.models.embed import Grid
 from mvdjax.models.video_swin import VideoSwin, resize_mask
-from mvdjax.tasks.backbones import build_swin, swin_layer_index
-from mvdjax.tasks.base import Batch, model_input
+from mvdjax.tasks.backbones import swin_layer_index
+from mvdjax.tasks.base import Batch, build_swin, model_input
 from mvdjax.tasks.tokenizer import Tokenizer, make_tokenizer
 
 STREAMS = ('video', 'image')
