@@ -15,6 +15,8 @@ from mvdjax.errors import UserError
 
 NORM_GROUPS = 8
 STATISTICS = (0.5, 0.5, 0.5)  # mean and deviation of the input: pixels from -1 to 1
+# Of a fresh code's values. Only its direction counts, so a short code turns fast: Adam's steps have the size of the rate.
+CODE_DEVIATION = 0.03
 
 # Variance scaling by the inputs, for convolutions followed by a SiLU; the last one of a branch starts at zero, so that
 # every block starts as the identity.
@@ -86,7 +88,7 @@ class VQ(nn.Module):
         ]
         self.encoder_norm = _norm('encoder_norm', self.channels[-1], self.dtype)
         self.to_code = nn.Dense(self.code_dim, dtype=jnp.float32, name='to_code')
-        self.codebook = self.param('codebook', nn.initializers.normal(1.0), (self.vocabulary, self.code_dim))
+        self.code_table = self.param('code_table', nn.initializers.normal(CODE_DEVIATION), (self.vocabulary, self.code_dim))
         self.from_code = nn.Dense(self.channels[-1], dtype=self.dtype, name='from_code')
         self.decoder = [
             [ConvBlock(self.dtype, name=f'decoder_level{i}_block{k}') for k in range(self.blocks)]
@@ -116,7 +118,7 @@ class VQ(nn.Module):
 
     def codes(self) -> jax.Array:
         """The codebook: (vocabulary, code_dim) float32 vectors of length one."""
-        return unit(self.codebook)
+        return unit(self.code_table)
 
     def nearest(self, vectors: jax.Array) -> jax.Array:
         """(..., code_dim) vectors of length one -> (...) int32 codes with the smallest angle to them."""
