@@ -88,7 +88,9 @@ class VQ(nn.Module):
         ]
         self.encoder_norm = _norm('encoder_norm', self.channels[-1], self.dtype)
         self.to_code = nn.Dense(self.code_dim, dtype=jnp.float32, name='to_code')
-        self.code_table = self.param('code_table', nn.initializers.normal(CODE_DEVIATION), (self.vocabulary, self.code_dim))
+        self.code_table = self.param(
+            'code_table', nn.initializers.normal(CODE_DEVIATION), (self.vocabulary, self.code_dim)
+        )
         self.from_code = nn.Dense(self.channels[-1], dtype=self.dtype, name='from_code')
         self.decoder = [
             [ConvBlock(self.dtype, name=f'decoder_level{i}_block{k}') for k in range(self.blocks)]

@@ -89,10 +89,14 @@ class Task:
         parts = self.parts(batch)
         missing = [name for name in self.weights if name not in parts]
         if missing:
-            raise UserError(f'task.weights has {missing[0]!r}, but the data has no such stream: add config.streams.{missing[0]}')
+            raise UserError(
+                f'task.weights has {missing[0]!r}, but the data has no such stream: add config.streams.{missing[0]}'
+            )
         for name, part in parts.items():
             if name == 'image' and part['video'].shape[1] != 1:
-                raise UserError(f"the stream 'image' takes images, its data makes clips of {part['video'].shape[1]} frames")
+                raise UserError(
+                    f"the stream 'image' takes images, its data makes clips of {part['video'].shape[1]} frames"
+                )
             self._check_grids(name, part)
 
     def _check_grids(self, name: str, part: Batch) -> None:
@@ -100,8 +104,8 @@ class Task:
         predicted = self.predicted_grid(name, part['video'].shape)
         if tokens != predicted:
             raise UserError(
-                f'{name}: the tokenizer makes a {_times(tokens)} grid of tokens, the model predicts {_times(predicted)}: '
-                'change size or token_size of the data recipe'
+                f'{name}: the tokenizer makes a {_times(tokens)} grid of tokens, the model predicts '
+                f'{_times(predicted)}: change size or token_size of the data recipe'
             )
         slots = tokens[0] // self.frames_per_slot(name)
         wanted = (slots, *tokens[1:])
