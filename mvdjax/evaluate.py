@@ -12,7 +12,7 @@ import jax
 import ml_collections
 from jax.sharding import Mesh
 
-from mvdjax import checkpoints, sharding
+from mvdjax import checkpoints, handover, sharding
 from mvdjax import config as configs
 from mvdjax.console import progress_bar, say
 from mvdjax.data.pipeline import BadFiles, Data, empty_sample, eval_batches, read_bad_files
@@ -112,7 +112,7 @@ def load_frozen_and_params(task: Task, checkpoint: str, use_ema: bool, mesh: Mes
     """(frozen, params) on the devices, params strictly from a checkpoint of the same task."""
     check_backbone(checkpoints.read_meta(checkpoint), task.backbone(), 'model', checkpoint)
     expected = jax.eval_shape(task.init, jax.random.key(0), batch)
-    loaded = checkpoints.load_params(checkpoint, expected, 'model', use_ema=use_ema)
+    loaded = handover.load_params(checkpoint, expected, 'model', use_ema=use_ema)
     say(loaded.table)
     return sharding.place_tree(task.frozen(), mesh), sharding.place_tree(loaded.params, mesh)
 

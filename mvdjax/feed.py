@@ -15,13 +15,14 @@ from mvdjax.data.pipeline import BadFiles, Data, Stream, train_batches, train_st
 from mvdjax.data.schema import SUBSTITUTED, Sample
 from mvdjax.data.sources import fingerprint
 from mvdjax.errors import UserError
+from mvdjax.settings import Run
 from mvdjax.window import Window
 
 BAD_FILES = 'bad_videos.jsonl'
 ENOUGH = 100  # files tried before their share of unreadable ones means anything
 
 
-def read_streams(config: ml_collections.ConfigDict, run: configs.Run) -> dict[str, Stream]:
+def read_streams(config: ml_collections.ConfigDict, run: Run) -> dict[str, Stream]:
     """The streams of a config by name, lists read: `data`, in which epochs are counted, first, then those beside it.
 
     Raises:
@@ -156,7 +157,7 @@ class Feed:
 
 def open_feed(
     streams: Mapping[str, Stream],
-    run: configs.Run,
+    run: Run,
     workdir: str,
     *,
     start: int,

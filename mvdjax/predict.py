@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from mvdjax import checkpoints, sharding
+from mvdjax import checkpoints, handover, sharding
 from mvdjax import config as configs
 from mvdjax.data.decode import DecodeError
 from mvdjax.data.pipeline import make_recipe
@@ -55,7 +55,7 @@ def predict(checkpoint: str, videos: Sequence[str], top: int = 5) -> dict[str, l
         batch = {'video': sample['video'][None]}
         if params is None:
             expected = jax.eval_shape(task.init, jax.random.key(0), batch)
-            params = sharding.place_tree(checkpoints.load_params(checkpoint, expected, 'model').params, mesh)
+            params = sharding.place_tree(handover.load_params(checkpoint, expected, 'model').params, mesh)
         probability = np.asarray(run(params, {}, batch)['probability'])[0]
         order = np.argsort(-probability, kind='stable')[:top]
         results[path] = [(names[i], float(probability[i])) for i in order]

@@ -1,224 +1,33 @@
 """The training loop: the same for every stage, read from top to bottom."""
 
 import argparse
-import json
 import os
-import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import closing
-from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_collections
-import optax
 from jax.sharding import Mesh
 
-from mvdjax import checkpoints, metrics, optimizers, selfcheck, sharding, train_state
+from mvdjax import checkpoints, optimizers, selfcheck, sharding, train_state
 from mvdjax import config as configs
 from mvdjax.console import progress_bar, say
 from mvdjax.data.pipeline import Data, Stream
-from mvdjax.data.sources import FileList, check_same_classes
-from mvdjax.errors import UserError
+from mvdjax.data.sources import check_same_classes
 from mvdjax.evaluate import SetEvaluator, eval_set, make_writable, summary
 from mvdjax.feed import check_same_lists, list_marks, main_part, open_feed, read_streams, rows_per_record
 from mvdjax.metric_writer import MetricWriter
-from mvdjax.rng import step_keys
-from mvdjax.tasks.base import Batch, Task, check_backbone, describe
-from mvdjax.train_state import TrainState
+from mvdjax.resume import check_same_config, meta_data, start_state
+from mvdjax.settings import Run
+from mvdjax.tasks.base import Task
+from mvdjax.train_step import compile_step
 from mvdjax.window import Window
-
-# What may differ when a run is resumed: where things lie and how fast they go, not what is computed. Lists may have
-# moved, but `check_same_lists` holds what they name against the checkpoint's.
-FREE_ON_RESUME = (
-    r'^run\.(log_every|save_every|keep|eval_every|eval_sets|accumulate)$',
-    r'^(data|streams\.[^.]+\.data)\.(files|root|class_file|workers|threads|prefetch|timeout|max_bad_fraction)$',
-    r'^(data|streams\.[^.]+\.data)\.mixture\.[^.]+\.(files|root|class_file)$',
-    r'^(mesh|evals|init)\.',
-    r'^task\.teachers\.\w+\.checkpoint$',
-)
-
-StepFunction = Callable[[TrainState, Any, Batch], tuple[TrainState, metrics.Metrics]]
-
-
-def make_train_step(
-    task: Task, optimizer: optimizers.Optimizer, *, seed: int, accumulate: int, ema_decay: float, views: Any
-) -> StepFunction:
-    """The function of one optimizer step: pure, to be jitted with its first argument donated.
-
-    A step whose loss, gradient or update is not finite leaves parameters, optimizer state and average as they were,
-    and is counted. `views` neighbouring rows of a batch are of one video and stay together in a micro-batch: a number,
-    or {stream: number} where batches have sub-dicts.
-    """
-
-    def gradients(params: Any, frozen: Any, batch: Batch, keys: Mapping[str, jax.Array]) -> tuple[Any, metrics.Metrics]:
-        def loss(p: Any) -> tuple[jax.Array, metrics.Metrics]:
-            return task.loss(p, frozen, batch, keys, train=True)
-
-        return jax.grad(loss, has_aux=True)(params)
-
-    def accumulated(params: Any, frozen: Any, batch: Batch, keys: Mapping[str, jax.Array]) -> tuple[Any, Any]:
-        # Strided micro-batches: each takes rows from every device, so no row has to move between devices. Whole
-        # videos, since a draw of mixup is shared by neighbouring rows.
-        def split(rows: int, x: jax.Array) -> jax.Array:
-            x = x.reshape(-1, accumulate, rows, *x.shape[1:]).swapaxes(0, 1)
-            return x.reshape(accumulate, -1, *x.shape[3:])
-
-        micro = jax.tree.map(lambda rows, part: jax.tree.map(partial(split, rows), part), views, dict(batch))
-
-        def add(total: Any, part: tuple[jax.Array, Batch]) -> tuple[Any, None]:
-            number, rows = part
-            more = gradients(params, frozen, rows, {n: jax.random.fold_in(k, number) for n, k in keys.items()})
-            return jax.tree.map(jnp.add, total, more), None
-
-        shapes = jax.eval_shape(gradients, params, frozen, jax.tree.map(lambda x: x[0], micro), keys)
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        (total, values), _ = jax.lax.scan(add, zeros, (jnp.arange(accumulate), micro))
-        return jax.tree.map(lambda g: g / accumulate, total), values
-
-    def step(state: TrainState, frozen: Any, batch: Batch) -> tuple[TrainState, metrics.Metrics]:
-        keys = step_keys(seed, state.step, task.rng_names)
-        grads, values = (gradients if accumulate == 1 else accumulated)(state.params, frozen, batch, keys)
-        grad_norm = optax.tree.norm(grads)
-        directions, opt_state = optimizer.transform.update(grads, state.opt_state, state.params, step=state.step)
-        rate = optimizer.schedule(state.step)
-        updates = optimizers.apply_rate(directions, rate)
-        update_norm = optax.tree.norm(updates)
-        params = optax.apply_updates(state.params, updates)
-        ema = None if state.ema is None else optax.incremental_update(params, state.ema, 1.0 - ema_decay)
-
-        ok = jnp.isfinite(values['loss'][0]) & jnp.isfinite(grad_norm) & jnp.isfinite(update_norm)
-        kept = jax.tree.map(
-            lambda new, old: jnp.where(ok, new, old),
-            (params, opt_state, ema),
-            (state.params, state.opt_state, state.ema),
-        )
-        skipped = state.skipped + jnp.where(ok, 0, 1)
-        values = {
-            **values,
-            'grad_norm': metrics.scalar(grad_norm),
-            'update_norm': metrics.scalar(update_norm),
-        }
-        # A skipped step says nothing about the loss: it enters no average.
-        values = {n: (jnp.where(ok, s, 0.0), jnp.where(ok, c, 0.0)) for n, (s, c) in values.items()}
-        values |= {'learning_rate': metrics.scalar(rate), 'skipped': metrics.scalar(jnp.where(ok, 0.0, 1.0))}
-        if optimizer.weight_decay is not None:
-            values['weight_decay'] = metrics.scalar(optimizer.weight_decay(state.step))
-        return TrainState(state.step + 1, skipped, *kept), values
-
-    return step
-
-
-def compile_step(
-    task: Task, optimizer: optimizers.Optimizer, run: configs.Run, state: TrainState, mesh: Mesh, views: Any
-) -> StepFunction:
-    """The jitted step: the state donated and returned where it was, so that it compiles once for the whole run."""
-    step = make_train_step(
-        task, optimizer, seed=run.seed, accumulate=run.accumulate, ema_decay=run.ema_decay, views=views
-    )
-    placement = sharding.tree_sharding(state, mesh)
-    return jax.jit(step, out_shardings=(placement, sharding.replicated(mesh)), donate_argnums=0)
-
-
-def meta_data(
-    config: ml_collections.ConfigDict, task: Task, files: FileList, video: Any, before: Mapping[str, Any] | None
-) -> dict[str, Any]:
-    """The JSON that travels in a checkpoint, less what changes from step to step.
-
-    `video` is a batch's. `before` is the meta of the checkpoint that the run is resumed from, which knows the origin of
-    the weights: the folders of earlier stages may be gone by then.
-    """
-    plain = json.loads(json.dumps(config.to_dict()))
-    if before is None:
-        paths = [p for p in (plain['init']['checkpoint'], *task.sources()) if p]
-        metas = [(path, checkpoints.read_meta(path)) for path in paths]
-        sources = [{'checkpoint': path, 'licence': m['licence'], 'sources': m['sources']} for path, m in metas]
-    else:
-        sources = before['sources']
-    return {
-        'schema_version': checkpoints.SCHEMA_VERSION,
-        'config': plain,
-        'class_names': list(files.class_names),
-        'input_shape': list(video.shape[1:]),
-        'backbone': describe(task.backbone()),
-        'sources': sources,
-        'licence': 'see sources' if sources else 'trained from scratch by this run: yours, and that of your data',
-    }
-
-
-def check_same_config(before: Mapping[str, Any], config: ml_collections.ConfigDict, workdir: str) -> None:
-    """Refuses to resume a run as another one.
-
-    Raises:
-      UserError: a value differs that is not in FREE_ON_RESUME; the message names it.
-    """
-    old = _flat(before['config'])
-    new = _flat(json.loads(json.dumps(config.to_dict())))
-    changed = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
-    changed = [k for k in changed if not any(re.search(pattern, k) for pattern in FREE_ON_RESUME)]
-    if changed:
-        shown = '; '.join(f'{k} is {new.get(k)!r}, the run had {old.get(k)!r}' for k in changed[:3])
-        more = f' and {len(changed) - 3} more' if len(changed) > 3 else ''
-        raise UserError(
-            f'the run in {workdir} cannot be resumed with this config: {shown}{more}. Use the config that started it, '
-            'or a new workdir (init.checkpoint takes over its parameters)'
-        )
-
-
-def _flat(tree: Any, prefix: str = '') -> dict[str, Any]:
-    """A nested dict as {'a.b': value}."""
-    if not isinstance(tree, dict):
-        return {prefix: tree}
-    return {
-        k: v for name, child in tree.items() for k, v in _flat(child, f'{prefix}.{name}' if prefix else name).items()
-    }
-
-
-def start_state(
-    config: ml_collections.ConfigDict,
-    run: configs.Run,
-    task: Task,
-    optimizer: optimizers.Optimizer,
-    batch: Batch,
-    saved: checkpoints.Checkpoints,
-    mesh: Mesh,
-) -> TrainState:
-    """Where a run starts, in this order of precedence.
-
-    1. The workdir's newest checkpoint: the run continues, whatever `init` says.
-    2. `init.checkpoint`: another stage's parameters, a new optimizer, step 0.
-    3. Fresh parameters.
-    """
-    step = saved.latest()
-    if step is not None:
-        make = train_state.make_state_function(task, optimizer, run.ema_decay > 0)
-        say(f'resuming at step {step}')
-        return saved.restore(step, jax.eval_shape(make, jax.random.key(0), batch), mesh)
-    state = train_state.create(task, optimizer, batch, run.seed, run.ema_decay > 0, mesh)
-    init = configs.build(configs.Init, configs.section(config, 'init'), 'init')
-    if init.checkpoint:
-        check_backbone(checkpoints.read_meta(init.checkpoint), task.backbone(), 'model', init.checkpoint)
-        loaded = checkpoints.load_params(
-            init.checkpoint,
-            train_state.abstract_params(task, batch),
-            'initial parameters',
-            allow_fresh=init.allow_fresh,
-            allow_unused=init.allow_unused,
-            use_ema=init.use_ema,
-        )
-        say(loaded.table)
-        params = jax.tree.map(
-            lambda new, old: old if isinstance(new, jax.ShapeDtypeStruct) else new, loaded.params, state.params
-        )
-        ema = sharding.place_tree(params, mesh) if state.ema is not None else None
-        state = state._replace(params=sharding.place_tree(params, mesh), ema=ema)
-    return state
 
 
 def make_optimizer(
-    config: ml_collections.ConfigDict, run: configs.Run, task: Task, params: Any, records: int
+    config: ml_collections.ConfigDict, run: Run, task: Task, params: Any, records: int
 ) -> optimizers.Optimizer:
     """The optimizer of a config's `optim` section for a task's (abstract) parameters and a list of `records` files."""
     data: Data = configs.build(Data, configs.section(config, 'data'), 'data')
@@ -236,7 +45,7 @@ def make_optimizer(
 
 
 def make_evaluators(
-    config: ml_collections.ConfigDict, run: configs.Run, task: Task, mesh: Mesh, workdir: str
+    config: ml_collections.ConfigDict, run: Run, task: Task, mesh: Mesh, workdir: str
 ) -> dict[str, SetEvaluator]:
     """The evaluations that run during training."""
     return {
@@ -245,7 +54,7 @@ def make_evaluators(
     }
 
 
-def check_streams(streams: Mapping[str, Stream], run: configs.Run, mesh: Mesh) -> None:
+def check_streams(streams: Mapping[str, Stream], run: Run, mesh: Mesh) -> None:
     """Refuses batches that do not divide by the devices, and prints what reading the lists had to say."""
     for name, stream in streams.items():
         what = 'run.global_batch' if name == run.stream else f'streams.{name}.batch'
@@ -268,7 +77,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
       UserError: anything wrong with config, data, checkpoints or workdir.
     """
     make_writable(workdir)
-    run: configs.Run = configs.build(configs.Run, configs.section(config, 'run'), 'run')
+    run: Run = configs.build(Run, configs.section(config, 'run'), 'run')
     mesh = configs.build(sharding.make_mesh, configs.section(config, 'mesh'), 'mesh')
     task: Task = configs.make_task(config)
     streams = read_streams(config, run)
@@ -337,7 +146,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     return numbers
 
 
-def _batch_sum(run: configs.Run, mesh: Mesh, streams: Mapping[str, Stream], steps: int) -> str:
+def _batch_sum(run: Run, mesh: Mesh, streams: Mapping[str, Stream], steps: int) -> str:
     shards = mesh.shape['data'] * mesh.shape['fsdp']
     lines = []
     for name, stream in streams.items():

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from mvdjax import config as configs
 from mvdjax.errors import UserError
+from mvdjax.settings import Run
 
 FILE = '''
 """A config."""
@@ -75,7 +76,7 @@ def test_a_loaded_config_survives_json(write):
     again = configs.from_meta({'config': json.loads(json.dumps(config.to_dict()))})
     assert again.task.model.variant == 'nano'
     assert configs.make_task(again) is not None
-    configs.build(configs.Run, configs.section(again, 'run'), 'run')
+    configs.build(Run, configs.section(again, 'run'), 'run')
 
 
 SECTIONS = {
@@ -280,7 +281,7 @@ def test_imports_are_put_back_whatever_a_file_does(write, tmp_path, monkeypatch)
 
 
 def run_section(**values):
-    return configs.build(configs.Run, {'global_batch': 8, **values}, 'run')
+    return configs.build(Run, {'global_batch': 8, **values}, 'run')
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,9 @@ from mvdjax import config as configs
 from mvdjax.data.decode import DecodeError
 from mvdjax.data.schema import Record
 from mvdjax.evaluate import eval_set
-from mvdjax.train import make_optimizer, make_train_step, train
+from mvdjax.settings import Run
+from mvdjax.train import make_optimizer, train
+from mvdjax.train_step import make_train_step
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / 'configs').glob('**/[!_]*.py'))  # _*.py: what they share
@@ -39,7 +41,7 @@ def test_the_docstring_says_how_to_run_it(file):
 def test_it_loads(file, arg):
     config = configs.load(str(ROOT / file) + arg)
     configs.make_task(config)
-    run = configs.build(configs.Run, configs.section(config, 'run'), 'run')
+    run = configs.build(Run, configs.section(config, 'run'), 'run')
     configs.build(configs.Data, configs.section(config, 'data'), 'data').make()
     for name in config.evals:
         eval_set(config, name).make_data().make()
@@ -79,7 +81,7 @@ def test_the_whole_step_fits_together_at_full_size(file, demo_data):
     ]
     config = configs.load(str(ROOT / file), overrides)
     task = configs.make_task(config)
-    run = configs.build(configs.Run, configs.section(config, 'run'), 'run')
+    run = configs.build(Run, configs.section(config, 'run'), 'run')
     data = configs.build(configs.Data, configs.section(config, 'data'), 'data')
     mix = config.task.get('mix')
     group = max(2, mix.group if mix is not None else 1)

@@ -17,6 +17,7 @@ from mvdjax.errors import UserError
 from mvdjax.feed import Budget, Feed, check_same_lists, list_marks, main_part, read_streams
 from mvdjax.metric_writer import read_metrics
 from mvdjax.metrics import weighted
+from mvdjax.settings import Run
 from mvdjax.tasks.base import build_vit
 from mvdjax.train import train
 from mvdjax.window import Window
@@ -97,7 +98,7 @@ def test_two_streams_train_side_by_side_and_resume_to_the_bit(demo_data, tmp_pat
     assert all(r['memory_mib'] > 0 and r['substituted'] == 0 for r in records)
     meta = checkpoints.read_meta(str(whole))
     config = load(demo_data)
-    lists = list_marks(read_streams(config, configs.build(configs.Run, config.run.to_dict(), 'run')))
+    lists = list_marks(read_streams(config, configs.build(Run, config.run.to_dict(), 'run')))
     assert lists.keys() == {'clip', 'image'}
     assert meta['data_position'] == {'next_sample': 16, 'files': {'clip': [16, 0], 'image': [64, 0]}, 'lists': lists}
     assert meta['input_shape'] == [4, 32, 32, 3]

@@ -28,7 +28,7 @@ from mvdjax import losses, metrics, optimizers, train_state, trees
 from mvdjax.models.vit import Classifier, ViT
 from mvdjax.tasks import classify, mvd
 from mvdjax.tasks.base import normalize, vit_layer_index
-from mvdjax.train import make_train_step
+from mvdjax.train_step import make_train_step
 
 LOSSES = {'SmoothL1': 'smooth_l1', 'L1': 'l1', 'L2': 'l2'}
 

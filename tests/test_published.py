@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from mvdjax import config as configs
+from mvdjax.settings import Run
 from mvdjax.tasks.base import build_decoder, build_vit, describe
 from mvdjax.train import make_optimizer
 
@@ -31,7 +32,7 @@ every_run = pytest.mark.parametrize('file', RUNS)
 def loaded(file):
     """(config, its run section, its task)."""
     config = configs.load(str(ROOT / file))
-    return config, configs.build(configs.Run, configs.section(config, 'run'), 'run'), configs.make_task(config)
+    return config, configs.build(Run, configs.section(config, 'run'), 'run'), configs.make_task(config)
 
 
 def docstring(file):

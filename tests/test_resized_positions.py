@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import small_runs
 
-from mvdjax import checkpoints, trees
+from mvdjax import checkpoints, handover, trees
 from mvdjax import config as configs
 from mvdjax.errors import UserError
 from mvdjax.evaluate import evaluate
@@ -59,7 +59,7 @@ def lines_of(table, status):
 
 def test_the_same_grid_is_loaded_as_it_is(pretrained):
     path, source = pretrained
-    loaded = checkpoints.load_params(path, abstract(TASK, 8, 32, 48), 'model')
+    loaded = handover.load_params(path, abstract(TASK, 8, 32, 48), 'model')
     assert not lines_of(loaded.table, 'resized')
     for name, value in trees.flatten(loaded.params).items():
         np.testing.assert_array_equal(value, source[name], err_msg=name)
@@ -71,7 +71,7 @@ def test_the_same_grid_is_loaded_as_it_is(pretrained):
 )
 def test_another_grid_is_resized_and_shown(pretrained, sides, grid):
     path, source = pretrained
-    loaded = checkpoints.load_params(path, abstract(TASK, *sides), 'model')
+    loaded = handover.load_params(path, abstract(TASK, *sides), 'model')
     found = trees.flatten(loaded.params)
     tables = {'backbone/position_table', 'decoders_pixels/position_table'}
     for name, value in found.items():
@@ -87,7 +87,7 @@ def test_another_grid_is_resized_and_shown(pretrained, sides, grid):
 
 def test_positions_may_be_left_fresh_by_name(pretrained):
     path, _ = pretrained
-    loaded = checkpoints.load_params(path, abstract(TASK, 8, 16, 48), 'model', allow_fresh=('position_table$',))
+    loaded = handover.load_params(path, abstract(TASK, 8, 16, 48), 'model', allow_fresh=('position_table$',))
     assert not lines_of(loaded.table, 'resized')
     assert isinstance(trees.flatten(loaded.params)['backbone/position_table'], jax.ShapeDtypeStruct)
 
@@ -96,10 +96,10 @@ def test_another_width_or_another_leaf_stays_an_error(pretrained):
     path, _ = pretrained
     wider = {'backbone': {'position_table': jax.ShapeDtypeStruct((4, 4, 6, 64), jnp.float32)}}
     with pytest.raises(UserError, match=r'backbone/position_table is \(4, 4, 6, 32\), expected \(4, 4, 6, 64\)'):
-        checkpoints.load_params(path, wider, 'model', allow_unused=('',))
+        handover.load_params(path, wider, 'model', allow_unused=('',))
     grid = {'backbone': {'patch_embed': {'kernel': jax.ShapeDtypeStruct((24, 32), jnp.float32)}}}
     with pytest.raises(UserError, match=r'patch_embed/kernel is \(384, 32\), expected \(24, 32\)'):
-        checkpoints.load_params(path, grid, 'model', allow_unused=('',))
+        handover.load_params(path, grid, 'model', allow_unused=('',))
 
 
 def distillation(path):

@@ -9,8 +9,8 @@ from golden_weights import full_arrays, golden
 from ml_collections import ConfigDict
 
 from mvdjax import optimizers, schedules
-from mvdjax.config import Run
 from mvdjax.errors import UserError
+from mvdjax.settings import Run
 from mvdjax.train import make_optimizer
 
 CASES = {case['name']: case for case in golden('data/schedules')['schedules']}

@@ -9,8 +9,8 @@ import pytest
 from golden_weights import full_arrays, golden, quick_jit
 
 from mvdjax import metrics, optimizers
-from mvdjax.train import make_train_step
 from mvdjax.train_state import TrainState
+from mvdjax.train_step import make_train_step
 
 RATE = 0.01
 DECAY = full_arrays('data/schedules')['weight_decay_increasing']

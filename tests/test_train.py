@@ -22,7 +22,9 @@ from mvdjax import config as configs
 from mvdjax.data.pipeline import BadFiles, Data, train_batches
 from mvdjax.errors import UserError
 from mvdjax.metric_writer import read_metrics
-from mvdjax.train import compile_step, make_optimizer, train
+from mvdjax.settings import Run
+from mvdjax.train import make_optimizer, train
+from mvdjax.train_step import compile_step
 from mvdjax.window import Window
 
 
@@ -40,7 +42,7 @@ def run_steps(config, steps=2, poison_at=None):
     """Losses and final state of a few steps on one batch, without files: the step function alone."""
     mesh = configs.build(sharding.make_mesh, configs.section(config, 'mesh'), 'mesh')
     task, host = configs.make_task(config), first_batch(config)
-    run = configs.build(configs.Run, configs.section(config, 'run'), 'run')
+    run = configs.build(Run, configs.section(config, 'run'), 'run')
     optimizer = make_optimizer(config, run, task, train_state.abstract_params(task, host), 32)
     views = len(host['video']) // run.global_batch
     state = train_state.create(task, optimizer, host, run.seed, run.ema_decay > 0, mesh)

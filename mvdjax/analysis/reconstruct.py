@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from mvdjax import checkpoints
 from mvdjax import config as configs
+from mvdjax import handover
 from mvdjax.analysis.runs import TrainedRun
 from mvdjax.data.pipeline import BadFiles, Data
 from mvdjax.data.schema import SUBSTITUTED
@@ -118,7 +118,7 @@ def reconstruct(run: TrainedRun, samples: MaskedSamples) -> Reconstruction:
     task: mae.Task = configs.make_task(ml_collections.ConfigDict(run.meta['config']))
     batch = {'video': samples.video, 'mask': samples.mask.reshape(len(samples.mask), -1)}
     expected = jax.eval_shape(task.init, jax.random.key(0), batch)
-    params = checkpoints.load_params(run.workdir, expected, 'model').params
+    params = handover.load_params(run.workdir, expected, 'model').params
     found = jax.jit(lambda p, b: task.reconstruct(p, b, {}, train=False))(params, batch)
     prediction, target, masked = jax.device_get(found)
     loss = float(np.mean(np.square(prediction - target), dtype=np.float64))

@@ -17,6 +17,7 @@ from mvdjax.data.schema import SUBSTITUTED, Recipe, Record, Sample
 from mvdjax.data.sources import FileList
 from mvdjax.errors import UserError
 from mvdjax.evaluate import EvalSet, eval_set
+from mvdjax.settings import Run
 
 TRAIN = 'train'
 _RECORD = 'record'  # of a sample: the record it was made of
@@ -107,7 +108,7 @@ def read_rows(config: ml_collections.ConfigDict, name: str, count: int, step: in
     """
     if count < 1 or step < 0:
         raise UserError(f'--count must be at least 1 and --step at least 0, not {count} and {step}')
-    run: configs.Run = configs.build(configs.Run, configs.section(config, 'run'), 'run')
+    run: Run = configs.build(Run, configs.section(config, 'run'), 'run')
     beside = configs.side_streams(config)
     if name in (TRAIN, *beside):
         section = beside[name].data if name in beside else configs.section(config, 'data')

@@ -112,7 +112,7 @@ def positions(module: nn.Module, kind: str, grid: Grid, width: int) -> jax.Array
     """The (tokens, width) float32 positions of a module: a fixed table, or for 'learned' its parameter.
 
     The parameter `position_table` is (t, h, w, width): its shape says which grid it was learned on, which is all that
-    `checkpoints.load_params` needs to resize it for another. A class token has no position: it is learned itself.
+    `handover.load_params` needs to resize it for another. A class token has no position: it is learned itself.
 
     Raises:
       UserError: as `position_table`.

@@ -21,9 +21,9 @@ linear_init = nn.initializers.xavier_uniform()
 token_init = nn.initializers.normal(0.02)
 
 
-def layer_norm(name: str, dtype: Any) -> nn.LayerNorm:
+def layer_norm(name: str, dtype: Any, epsilon: float = NORM_EPSILON) -> nn.LayerNorm:
     """LayerNorm with two-pass float32 statistics: Flax's one-pass variance loses digits on large means."""
-    return nn.LayerNorm(epsilon=NORM_EPSILON, use_fast_variance=False, dtype=dtype, name=name)
+    return nn.LayerNorm(epsilon=epsilon, use_fast_variance=False, dtype=dtype, name=name)
 
 
 def drop_path(y: jax.Array, rate: jax.Array, key: jax.Array) -> jax.Array:
@@ -84,13 +84,14 @@ class Mlp(nn.Module):
 
     hidden: int
     dtype: Any
+    kernel_init: Any = linear_init
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """(b, n, d) -> (b, n, d)."""
-        y = nn.Dense(self.hidden, kernel_init=linear_init, dtype=self.dtype, name='fc1')(x)
+        """(..., d) -> (..., d)."""
+        y = nn.Dense(self.hidden, kernel_init=self.kernel_init, dtype=self.dtype, name='fc1')(x)
         y = nn.gelu(y, approximate=False)
-        return nn.Dense(x.shape[-1], kernel_init=linear_init, dtype=self.dtype, name='fc2')(y)
+        return nn.Dense(x.shape[-1], kernel_init=self.kernel_init, dtype=self.dtype, name='fc2')(y)
 
 
 class Block(nn.Module):

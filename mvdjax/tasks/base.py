@@ -13,6 +13,7 @@ from mvdjax.errors import UserError
 from mvdjax.metrics import Metrics
 from mvdjax.models.embed import Grid, token_grid
 from mvdjax.models.masked_vit import Decoder
+from mvdjax.models.video_swin import VideoSwin, swin_variant
 from mvdjax.models.vit import IMAGENET_MEAN, IMAGENET_STD, ViT, variant
 
 DTYPES = ('float32', 'bfloat16')
@@ -94,7 +95,7 @@ def normalize(
     return (video.astype(jnp.float32) / 255.0 - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
 
 
-def model_input(video: jax.Array, vit: ViT) -> jax.Array:
+def model_input(video: jax.Array, vit: ViT | VideoSwin) -> jax.Array:
     """uint8 (b, t, h, w, c) -> float32, normalised as `vit` expects it. Raises as `normalize`."""
     return normalize(video, vit.mean, vit.std)
 
@@ -102,11 +103,12 @@ def model_input(video: jax.Array, vit: ViT) -> jax.Array:
 def build_module(module: Callable[..., Any], config: Mapping[str, Any], **fixed: Any) -> Any:
     """`module(**config, **fixed)`, config spellings of types resolved; a wrong key is a UserError."""
     options = dict(config)
-    if 'patch' in options:
-        options['patch'] = tuple(options['patch'])
-        if len(options['patch']) != 3:
-            raise UserError(f'patch must be (frames, rows, columns), not {options["patch"]}')
-    for key in ('mean', 'std'):  # lists in a checkpoint's JSON; a module's attributes must be hashable
+    for key in ('patch', 'window'):
+        if key in options:
+            options[key] = tuple(options[key])
+            if len(options[key]) != 3:
+                raise UserError(f'{key} must be (frames, rows, columns), not {options[key]}')
+    for key in ('mean', 'std', 'depths', 'heads'):  # lists in a checkpoint's JSON; a module's attributes are hashable
         if isinstance(options.get(key), list):
             options[key] = tuple(options[key])
     if 'dtype' in options:
@@ -126,9 +128,27 @@ def build_vit(config: Mapping[str, Any], **fixed: Any) -> ViT:
     if 'variant' in options:
         options = {**variant(options.pop('variant')), **options}
     vit: ViT = build_module(ViT, options, **fixed)
-    if min(vit.std, default=0) <= 0 or len(vit.mean) != len(vit.std):
-        raise UserError(f'mean {vit.mean} and std {vit.std} need one value per channel each, std above 0')
+    _check_statistics(vit)
     return vit
+
+
+def build_swin(config: Mapping[str, Any], **fixed: Any) -> VideoSwin:
+    """A Video Swin from its config section: `variant` names the size, every other key is an attribute and wins.
+
+    Raises:
+      UserError: a key that `VideoSwin` does not have, an unknown variant, or a deviation of zero.
+    """
+    options = dict(config)
+    if 'variant' in options:
+        options = {**swin_variant(options.pop('variant')), **options}
+    swin: VideoSwin = build_module(VideoSwin, options, **fixed)
+    _check_statistics(swin)
+    return swin
+
+
+def _check_statistics(backbone: ViT | VideoSwin) -> None:
+    if min(backbone.std, default=0) <= 0 or len(backbone.mean) != len(backbone.std):
+        raise UserError(f'mean {backbone.mean} and std {backbone.std} need one value per channel each, std above 0')
 
 
 def build_decoder(config: Mapping[str, Any], **fixed: Any) -> Decoder:
@@ -140,13 +160,14 @@ def build_decoder(config: Mapping[str, Any], **fixed: Any) -> Decoder:
     return build_module(Decoder, config, **fixed)
 
 
-DESCRIBED = ('patch', 'pos_embed', 'cls_token', 'qkv_bias', 'mean', 'std')
+DESCRIBED = ('patch', 'pos_embed', 'cls_token', 'qkv_bias', 'corrected', 'mean', 'std')
 
 
 def describe(model: Any) -> dict[str, Any]:
     """What decides what a model's weights mean, beyond their shapes: it travels in a checkpoint's meta."""
     found = {name: getattr(model, name) for name in DESCRIBED if hasattr(model, name)}
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
+    kind = {'kind': 'swin'} if isinstance(model, VideoSwin) else {}
+    return {**kind, **{name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}}
 
 
 def check_backbone(meta: Mapping[str, Any], model: Any, what: str, path: str) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mvdjax import checkpoints, keywords, losses
+from mvdjax import checkpoints, handover, keywords, losses
 from mvdjax.console import say
 from mvdjax.data.masks import num_masked
 from mvdjax.data.sources import FileList
@@ -74,7 +74,7 @@ class Teacher:
         if vit.pos_embed == 'learned':  # on the grid that they were learned on: `check_grid` sees to it that it fits
             video = jnp.zeros((1, *meta['input_shape']))
         expected = jax.eval_shape(vit.init, jax.random.key(0), video)['params']
-        loaded = checkpoints.load_params(
+        loaded = handover.load_params(
             self.checkpoint, expected, f'{name} teacher', subtree='backbone', allow_unused=('^norm/',)
         )
         say(loaded.table)

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
-from mvdjax import checkpoints, keywords
+from mvdjax import checkpoints, handover, keywords
 from mvdjax.console import say
 from mvdjax.errors import UserError
 from mvdjax.models import dvae, vq
@@ -72,7 +72,7 @@ def _load(checkpoint: str, expected: Any, init: Callable[[jax.Array], Any], **al
     """The weights of a checkpoint, or fresh ones for 'random'."""
     if checkpoint == RANDOM:
         return jax.jit(init)(named_key(0, 'tokenizer'))
-    loaded = checkpoints.load_params(checkpoint, expected, 'tokenizer', **allowed)
+    loaded = handover.load_params(checkpoint, expected, 'tokenizer', **allowed)
     say(loaded.table)
     return loaded.params
 

@@ -17,6 +17,7 @@ from mvdjax.analysis.shown import read_rows
 from mvdjax.data.pipeline import BadFiles, Data, empty_sample, eval_batches, train_batches, train_streams
 from mvdjax.errors import UserError
 from mvdjax.feed import read_streams
+from mvdjax.settings import Run
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 AUGMENTED = ['data.options.erasing=1.0', 'data.options.rand_augment=rand-m7-n4-mstd0.5-inc1']
@@ -70,7 +71,7 @@ def test_what_is_shown_of_streams_side_by_side(demo_data):
     options['token_size'] = 16
     images = {'files': f'{demo_data}/images.txt', 'recipe': 'bevt_images', 'options': options}
     config.streams = {'image': {'data': images, 'batch': 6}}
-    run = configs.build(configs.Run, configs.section(config, 'run'), 'run')
+    run = configs.build(Run, configs.section(config, 'run'), 'run')
     streams = read_streams(config, run)
     both = next(train_streams(streams, seed=run.seed, start_step=1, steps=2, bad=BadFiles(None)))
     for name, stream in (('train', run.stream), ('image', 'image')):

@@ -26,8 +26,8 @@ from mvdjax.data.demo import DemoSpec, write_demo
 from mvdjax.data.pipeline import Data
 from mvdjax.errors import UserError
 from mvdjax.metric_writer import MetricWriter
+from mvdjax.resume import meta_data
 from mvdjax.tasks import mae
-from mvdjax.train import meta_data
 from mvdjax.train_state import TrainState, abstract_params
 
 CONFIGS = Path(__file__).parents[2] / 'configs'

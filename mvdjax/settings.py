@@ -1,0 +1,123 @@
+"""The sections of a config that are plain values: where parameters start from, how long a run is, streams beside it."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mvdjax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Init:
+    """Where the parameters start from.
+
+    Attributes:
+      checkpoint: workdir or checkpoint of an earlier stage; '' starts from scratch.
+      allow_fresh: regexes of parameters that may be missing there.
+      allow_unused: regexes of parameters there that may be left over.
+      use_ema: take that run's moving average.
+    """
+
+    checkpoint: str = ''
+    allow_fresh: Sequence[str] = ()
+    allow_unused: Sequence[str] = ()
+    use_ema: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class SideStream:
+    """A stream of batches beside that of config.data: images beside clips.
+
+    Attributes:
+      data: section of `data.pipeline.Data`.
+      batch: records per optimizer step over all devices and processes.
+    """
+
+    data: Mapping[str, Any]
+    batch: int
+
+    def __post_init__(self) -> None:
+        """Refuses an empty batch."""
+        if self.batch < 1:
+            raise UserError(f'config.streams.<name>.batch must be at least 1, not {self.batch}')
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """How long and how often.
+
+    Attributes:
+      global_batch: records per optimizer step over all devices and processes (a record may give several views).
+      epochs: length in passes over the training list; or give `steps`.
+      steps: length in optimizer steps.
+      schedule_epochs: length that the rate schedule is computed for, if not the run's (the published runs schedule
+        401 epochs and use the checkpoint after 400).
+      seed: of initialisation, data order, augmentation, masks and dropout.
+      accumulate: micro-batches per optimizer step.
+      ema_decay: decay of the moving average of the parameters; 0 keeps none.
+      ema_updates: updates of it per step: the micro-batches of the published run where each of them had one, see
+        `train_state.average`.
+      log_every: steps per line of metrics.
+      save_every: steps between checkpoints; the last step is saved always.
+      keep: newest checkpoints kept.
+      eval_every: steps between evaluations of `eval_sets`; 0 for none.
+      eval_sets: names in config.evals.
+      stream: name of the sub-dict of config.data in a batch, where config.streams has others beside it. Epochs,
+        `global_batch` and clips per second are those of config.data.
+    """
+
+    global_batch: int
+    epochs: float | None = None
+    steps: int | None = None
+    schedule_epochs: float | None = None
+    seed: int = 0
+    accumulate: int = 1
+    ema_decay: float = 0.0
+    ema_updates: int = 1
+    log_every: int = 50
+    save_every: int = 1000
+    keep: int = 3
+    eval_every: int = 0
+    eval_sets: Sequence[str] = ()
+    stream: str = 'video'
+
+    def __post_init__(self) -> None:
+        """Refuses two spellings of the length, and counts that cannot be."""
+        if (self.epochs is None) == (self.steps is None):
+            raise UserError('config.run: give the length either as epochs or as steps, the other as None')
+        for name in ('global_batch', 'steps', 'accumulate', 'ema_updates', 'log_every', 'save_every', 'keep'):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise UserError(f'config.run.{name} must be at least 1, not {getattr(self, name)}')
+        for name in ('epochs', 'schedule_epochs'):
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
+                raise UserError(f'config.run.{name} must be above 0, not {getattr(self, name)}')
+        for name in ('seed', 'eval_every'):
+            if getattr(self, name) < 0:
+                raise UserError(f'config.run.{name} must be at least 0, not {getattr(self, name)}')
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f'config.run.seed must lie in [0, 2**32), not {self.seed}')
+        if not 0 <= self.ema_decay < 1:
+            raise UserError(f'config.run.ema_decay must lie in [0, 1), not {self.ema_decay}')
+
+    def steps_per_epoch(self, records: int) -> int:
+        """Full batches in a pass over the list.
+
+        Raises:
+          UserError: the list is smaller than a batch.
+        """
+        if records < self.global_batch:
+            raise UserError(
+                f'the training list has {records} files, fewer than run.global_batch {self.global_batch}: '
+                'use a smaller batch (and rate)'
+            )
+        return records // self.global_batch
+
+    def total_steps(self, records: int) -> int:
+        """Optimizer steps of the run."""
+        return self.steps or max(1, round((self.epochs or 0) * self.steps_per_epoch(records)))
+
+    def schedule_steps(self, records: int) -> int:
+        """Optimizer steps that the rate schedule spans."""
+        if self.schedule_epochs is None:
+            return self.total_steps(records)
+        return round(self.schedule_epochs * self.steps_per_epoch(records))
