@@ -17,6 +17,7 @@ from mvdjax.convert.rules import Rule
 from mvdjax.convert.writing import Leaf
 from mvdjax.errors import UserError
 from mvdjax.models.dvae import GROUPS, STRIDE, DalleEncoder
+from mvdjax.tasks.base import describe
 
 NAME = 'dalle'
 TEXT = "DALL-E's encoder (openai/DALL-E, encoder.pkl): BEVT's tokenizer; read without running the pickled module"
@@ -121,7 +122,7 @@ def import_encoder(path: str, destination: str, *, key: str = '', licence: str =
         'config': {'task_name': 'tokenizer', 'task': {'kind': NAME, 'model': size}},
         'class_names': [],
         'input_shape': [1, STRIDE, STRIDE, 3],
-        'backbone': {},
+        'backbone': describe(encoder),
         'family': NAME,
         'sources': [{'checkpoint': path, 'sha256': source.sha256(), 'licence': licence, 'sources': []}],
         'licence': licence,
