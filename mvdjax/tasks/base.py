@@ -17,6 +17,7 @@ from mvdjax.models.video_swin import VideoSwin, swin_variant
 from mvdjax.models.vit import IMAGENET_MEAN, IMAGENET_STD, ViT, variant
 
 DTYPES = ('float32', 'bfloat16')
+KINDS = {'vit': 'ViT', 'swin': 'Video Swin'}  # of backbones, see `describe`
 
 Batch = Mapping[str, Any]  # see data/schema.py
 
@@ -182,6 +183,13 @@ def check_backbone(meta: Mapping[str, Any], model: Any, what: str, path: str) ->
     # Checkpoints from before there was a choice of pixel statistics do not state them.
     theirs = {'mean': list(IMAGENET_MEAN), 'std': list(IMAGENET_STD), **meta['backbone']}
     mine = describe(model)
+    kinds = [KINDS[description.get('kind', 'vit')] for description in (theirs, mine)]
+    if kinds[0] != kinds[1]:
+        raise UserError(f'{path} is a {kinds[0]}, the {what} here is a {kinds[1]}')
+    if isinstance(model, VideoSwin):
+        # What `corrected` changes, only inputs of other sizes than a network was trained for can show. A kernel's shape
+        # says the frames of its patches, and an image's, which has one, is inflated for clips.
+        mine, theirs = ({'mean': d['mean'], 'std': d['std'], 'patch': d['patch'][1:]} for d in (mine, theirs))
     wrong = [f'{key} {theirs.get(key)!r} (here {mine[key]!r})' for key in mine if theirs.get(key) != mine[key]]
     if wrong:
         raise UserError(f'{path} was trained with {", ".join(wrong)}: give the {what} section the same')
