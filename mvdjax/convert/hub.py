@@ -28,11 +28,13 @@ def read(config: Mapping[str, Any], given: Given) -> Given:
     size = config.get('image_size', 224)
     height, width = (size, size) if isinstance(size, int) else size
     frames = config.get('num_frames', 1 if config.get('model_type') == 'vit_mae' else 16)
+    mean, std = (tuple(map(float, config[k])) if k in config else None for k in ('image_mean', 'image_std'))
     return Given(
         given.heads or config.get('num_attention_heads'),
         given.decoder_heads or config.get('decoder_num_attention_heads'),
         given.input_size or (frames, height, width),
-        *(tuple(map(float, config[k])) if k in config else None for k in ('image_mean', 'image_std')),
+        mean,
+        std,
     )
 
 

@@ -96,9 +96,9 @@ class MaskedSwin(nn.Module):
     def two_streams(
         self,
         video: jax.Array,
-        video_mask: jax.Array,
+        video_mask: jax.Array | None,
         images: jax.Array,
-        image_mask: jax.Array,
+        image_mask: jax.Array | None,
         train: bool = False,
     ) -> tuple[jax.Array, jax.Array]:
         """Scores of clips and of images; `init` with this method makes the parameters of both."""

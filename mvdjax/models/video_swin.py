@@ -179,7 +179,9 @@ class Stage(nn.Module):
             one = functools.partial(block.init, x=smallest, shifted=False, image=False)
             return jax.vmap(lambda k: one(k)['params'])(jax.random.split(key, self.depth))
 
-        params = self.param('blocks', init_blocks)
+        # `param` would trace all of `init_blocks` again, for its shapes, whenever the model is applied.
+        known = self.has_variable('params', 'blocks')
+        params = self.get_variable('params', 'blocks') if known else self.param('blocks', init_blocks)
         if self.is_initializing():
             return x
         pairs = self.depth // 2 if self.scan and self.depth > 2 else 0
