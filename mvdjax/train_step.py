@@ -13,19 +13,26 @@ from mvdjax import metrics, optimizers, sharding
 from mvdjax.rng import step_keys
 from mvdjax.settings import Run
 from mvdjax.tasks.base import Batch, Task
-from mvdjax.train_state import TrainState
+from mvdjax.train_state import TrainState, average
 
 StepFunction = Callable[[TrainState, Any, Batch], tuple[TrainState, metrics.Metrics]]
 
 
 def make_train_step(
-    task: Task, optimizer: optimizers.Optimizer, *, seed: int, accumulate: int, ema_decay: float, views: Any
+    task: Task,
+    optimizer: optimizers.Optimizer,
+    *,
+    seed: int,
+    accumulate: int,
+    ema_decay: float,
+    views: Any,
+    ema_updates: int = 1,
 ) -> StepFunction:
     """The function of one optimizer step: pure, to be jitted with its first argument donated.
 
     A step whose loss, gradient or update is not finite leaves parameters, optimizer state and average as they were,
     and is counted. `views` neighbouring rows of a batch are of one video and stay together in a micro-batch: a number,
-    or {stream: number} where batches have sub-dicts.
+    or {stream: number} where batches have sub-dicts. `ema_decay` and `ema_updates` as in `train_state.average`.
     """
 
     def gradients(params: Any, frozen: Any, batch: Batch, keys: Mapping[str, jax.Array]) -> tuple[Any, metrics.Metrics]:
@@ -62,7 +69,7 @@ def make_train_step(
         updates = optimizers.apply_rate(directions, rate)
         update_norm = optax.tree.norm(updates)
         params = optax.apply_updates(state.params, updates)
-        ema = None if state.ema is None else optax.incremental_update(params, state.ema, 1.0 - ema_decay)
+        ema = None if state.ema is None else average(state.ema, state.params, params, ema_decay, ema_updates)
 
         ok = jnp.isfinite(values['loss'][0]) & jnp.isfinite(grad_norm) & jnp.isfinite(update_norm)
         kept = jax.tree.map(
@@ -91,7 +98,13 @@ def compile_step(
 ) -> StepFunction:
     """The jitted step: the state donated and returned where it was, so that it compiles once for the whole run."""
     step = make_train_step(
-        task, optimizer, seed=run.seed, accumulate=run.accumulate, ema_decay=run.ema_decay, views=views
+        task,
+        optimizer,
+        seed=run.seed,
+        accumulate=run.accumulate,
+        ema_decay=run.ema_decay,
+        ema_updates=run.ema_updates,
+        views=views,
     )
     placement = sharding.tree_sharding(state, mesh)
     return jax.jit(step, out_shardings=(placement, sharding.replicated(mesh)), donate_argnums=0)
