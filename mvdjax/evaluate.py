@@ -76,7 +76,8 @@ class SetEvaluator:
         rows = mesh.shape['data'] * mesh.shape['fsdp']
         self._batch = -(-spec.batch // rows) * rows  # padded rows are masked, so rounding up costs nothing but time
         self._empty = empty_sample(self._data, self.files)
-        self._predict = jax.jit(task.predict, out_shardings=sharding.replicated(mesh))
+        predict = sharding.traced_on(mesh, task.predict)
+        self._predict = jax.jit(predict, out_shardings=sharding.replicated(mesh))
 
     def __call__(self, params: Any, frozen: Any) -> dict[str, Any]:
         """Evaluates.

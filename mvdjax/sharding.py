@@ -1,7 +1,8 @@
 """One mesh (data, fsdp, tensor), the rules that place parameters on it, and the way batches get to the devices."""
 
+import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from mvdjax import trees
 from mvdjax.errors import UserError
+from mvdjax.models import placement
 
 AXES = ('data', 'fsdp', 'tensor')
 
@@ -80,6 +82,17 @@ def parameter_sharding(path: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSh
 def tree_sharding(tree: Any, mesh: Mesh) -> Any:
     """`parameter_sharding` of every leaf of a tree of arrays or abstract shapes."""
     return jax.tree_util.tree_map_with_path(lambda p, x: parameter_sharding(trees.path_name(p), x.shape, mesh), tree)
+
+
+def traced_on(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, to be jitted: while it is traced, the models in it know this mesh (see `models.placement`)."""
+
+    @functools.wraps(function)
+    def traced(*args: Any) -> Any:
+        with placement.active(placement.Placement(mesh, parameter_sharding)):
+            return function(*args)
+
+    return traced
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

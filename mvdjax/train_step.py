@@ -61,15 +61,18 @@ def make_train_step(
         rate = optimizer.schedule(state.step)
         updates = optimizers.apply_rate(directions, rate)
         update_norm = optax.tree.norm(updates)
-        params = optax.apply_updates(state.params, updates)
-        ema = None if state.ema is None else optax.incremental_update(params, state.ema, 1.0 - ema_decay)
 
         ok = jnp.isfinite(values['loss'][0]) & jnp.isfinite(grad_norm) & jnp.isfinite(update_norm)
-        kept = jax.tree.map(
+        params, opt_state = jax.tree.map(
             lambda new, old: jnp.where(ok, new, old),
-            (params, opt_state, ema),
-            (state.params, state.opt_state, state.ema),
+            (optax.apply_updates(state.params, updates), opt_state),
+            (state.params, state.opt_state),
         )
+        # From the parameters that are kept, not from new and old ones: donated buffers are then written in place.
+        ema = None
+        if state.ema is not None:
+            average = optax.incremental_update(params, state.ema, 1.0 - ema_decay)
+            ema = jax.tree.map(lambda new, old: jnp.where(ok, new, old), average, state.ema)
         skipped = state.skipped + jnp.where(ok, 0, 1)
         values = {
             **values,
@@ -81,7 +84,7 @@ def make_train_step(
         values |= {'learning_rate': metrics.scalar(rate), 'skipped': metrics.scalar(jnp.where(ok, 0.0, 1.0))}
         if optimizer.weight_decay is not None:
             values['weight_decay'] = metrics.scalar(optimizer.weight_decay(state.step))
-        return TrainState(state.step + 1, skipped, *kept), values
+        return TrainState(state.step + 1, skipped, params, opt_state, ema), values
 
     return step
 
@@ -94,4 +97,6 @@ def compile_step(
         task, optimizer, seed=run.seed, accumulate=run.accumulate, ema_decay=run.ema_decay, views=views
     )
     placement = sharding.tree_sharding(state, mesh)
-    return jax.jit(step, out_shardings=(placement, sharding.replicated(mesh)), donate_argnums=0)
+    return jax.jit(
+        sharding.traced_on(mesh, step), out_shardings=(placement, sharding.replicated(mesh)), donate_argnums=0
+    )
