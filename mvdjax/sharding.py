@@ -140,11 +140,20 @@ def place_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
 
 
 def place_tree(tree: Any, mesh: Mesh) -> Any:
-    """A host tree (teachers, restored parameters) -> device arrays placed by the parameter rules.
+    """A host tree (teachers, handed-over parameters) -> device arrays placed by the parameter rules.
 
-    A leaf that already lives on devices comes back through the host: its old placement may not fit this mesh.
+    Every device is sent its own part and nothing else. A leaf that lives where it belongs is left alone; one that lives
+    elsewhere on devices comes back through the host.
     """
-    return jax.tree.map(lambda x, s: jax.device_put(np.asarray(x), s), tree, tree_sharding(tree, mesh))
+
+    def place(leaf: Any, target: NamedSharding) -> jax.Array:
+        if isinstance(leaf, jax.Array):
+            if leaf.sharding == target:
+                return leaf
+            leaf = np.asarray(leaf)
+        return jax.make_array_from_callback(leaf.shape, target, lambda part: leaf[part])
+
+    return jax.tree.map(place, tree, tree_sharding(tree, mesh))
 
 
 def describe(tree: Any, mesh: Mesh) -> str:
