@@ -55,6 +55,8 @@ class Run:
       seed: of initialisation, data order, augmentation, masks and dropout.
       accumulate: micro-batches per optimizer step.
       ema_decay: decay of the moving average of the parameters; 0 keeps none.
+      ema_updates: updates of it per step: the micro-batches of the published run where each of them had one, see
+        `train_state.average`.
       log_every: steps per line of metrics.
       save_every: steps between checkpoints; the last step is saved always.
       keep: newest checkpoints kept.
@@ -71,6 +73,7 @@ class Run:
     seed: int = 0
     accumulate: int = 1
     ema_decay: float = 0.0
+    ema_updates: int = 1
     log_every: int = 50
     save_every: int = 1000
     keep: int = 3
@@ -82,7 +85,7 @@ class Run:
         """Refuses two spellings of the length, and counts that cannot be."""
         if (self.epochs is None) == (self.steps is None):
             raise UserError('config.run: give the length either as epochs or as steps, the other as None')
-        for name in ('global_batch', 'steps', 'accumulate', 'log_every', 'save_every', 'keep'):
+        for name in ('global_batch', 'steps', 'accumulate', 'ema_updates', 'log_every', 'save_every', 'keep'):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f'config.run.{name} must be at least 1, not {getattr(self, name)}')
         for name in ('epochs', 'schedule_epochs'):

@@ -24,6 +24,7 @@ TENSOR_RULES = (
     ('attn/q_bias', -2),
     ('attn/v_bias', -2),
     ('attn/proj/kernel', -3),
+    ('attn/relative_position_table', -1),
     ('mlp/fc1/kernel', -1),
     ('mlp/fc1/bias', -1),
     ('mlp/fc2/kernel', -2),

@@ -13,19 +13,26 @@ from mvdjax import metrics, optimizers, sharding
 from mvdjax.rng import step_keys
 from mvdjax.settings import Run
 from mvdjax.tasks.base import Batch, Task
-from mvdjax.train_state import TrainState
+from mvdjax.train_state import TrainState, average
 
 StepFunction = Callable[[TrainState, Any, Batch], tuple[TrainState, metrics.Metrics]]
 
 
 def make_train_step(
-    task: Task, optimizer: optimizers.Optimizer, *, seed: int, accumulate: int, ema_decay: float, views: Any
+    task: Task,
+    optimizer: optimizers.Optimizer,
+    *,
+    seed: int,
+    accumulate: int,
+    ema_decay: float,
+    views: Any,
+    ema_updates: int = 1,
 ) -> StepFunction:
     """The function of one optimizer step: pure, to be jitted with its first argument donated.
 
     A step whose loss, gradient or update is not finite leaves parameters, optimizer state and average as they were,
     and is counted. `views` neighbouring rows of a batch are of one video and stay together in a micro-batch: a number,
-    or {stream: number} where batches have sub-dicts.
+    or {stream: number} where batches have sub-dicts. `ema_decay` and `ema_updates` as in `train_state.average`.
     """
 
     def gradients(params: Any, frozen: Any, batch: Batch, keys: Mapping[str, jax.Array]) -> tuple[Any, metrics.Metrics]:
@@ -71,8 +78,8 @@ def make_train_step(
         # From the parameters that are kept, not from new and old ones: donated buffers are then written in place.
         ema = None
         if state.ema is not None:
-            average = optax.incremental_update(params, state.ema, 1.0 - ema_decay)
-            ema = jax.tree.map(lambda new, old: jnp.where(ok, new, old), average, state.ema)
+            after = average(state.ema, state.params, params, ema_decay, ema_updates)
+            ema = jax.tree.map(lambda new, old: jnp.where(ok, new, old), after, state.ema)
         skipped = state.skipped + jnp.where(ok, 0, 1)
         values = {
             **values,
@@ -94,7 +101,13 @@ def compile_step(
 ) -> StepFunction:
     """The jitted step: the state donated and returned where it was, so that it compiles once for the whole run."""
     step = make_train_step(
-        task, optimizer, seed=run.seed, accumulate=run.accumulate, ema_decay=run.ema_decay, views=views
+        task,
+        optimizer,
+        seed=run.seed,
+        accumulate=run.accumulate,
+        ema_decay=run.ema_decay,
+        ema_updates=run.ema_updates,
+        views=views,
     )
     placement = sharding.tree_sharding(state, mesh)
     return jax.jit(

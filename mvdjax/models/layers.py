@@ -98,13 +98,14 @@ class Mlp(nn.Module):
 
     hidden: int
     dtype: Any
+    kernel_init: Any = linear_init
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """(b, n, d) -> (b, n, d)."""
-        y = nn.Dense(self.hidden, kernel_init=linear_init, dtype=self.dtype, name='fc1')(x)
+        """(..., d) -> (..., d)."""
+        y = nn.Dense(self.hidden, kernel_init=self.kernel_init, dtype=self.dtype, name='fc1')(x)
         y = nn.gelu(y, approximate=False)
-        return nn.Dense(x.shape[-1], kernel_init=linear_init, dtype=self.dtype, name='fc2')(y)
+        return nn.Dense(x.shape[-1], kernel_init=self.kernel_init, dtype=self.dtype, name='fc2')(y)
 
 
 class Block(nn.Module):
