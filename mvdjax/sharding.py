@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -146,15 +147,18 @@ def place_tree(tree: Any, mesh: Mesh) -> Any:
     Every device is sent its own part and nothing else. A leaf that lives where it belongs is left alone; one that lives
     elsewhere on devices comes back through the host.
     """
+    return jax.tree.map(_place, tree, tree_sharding(tree, mesh))
 
-    def place(leaf: Any, target: NamedSharding) -> jax.Array:
-        if isinstance(leaf, jax.Array):
-            if leaf.sharding == target:
-                return leaf
-            leaf = np.asarray(leaf)
-        return jax.make_array_from_callback(leaf.shape, target, lambda part: leaf[part])
 
-    return jax.tree.map(place, tree, tree_sharding(tree, mesh))
+def _place(value: Any, placement: NamedSharding) -> jax.Array:
+    """Every process has the value whole, unless it lies on the devices of several, and gives its devices their part."""
+    if isinstance(value, jax.Array):
+        if value.sharding == placement:
+            return value
+        if not value.is_fully_addressable:
+            return jax.jit(jnp.copy, out_shardings=placement)(value)
+        value = np.asarray(value)
+    return jax.make_array_from_callback(value.shape, placement, lambda part: value[part])
 
 
 def describe(tree: Any, mesh: Mesh) -> str:
