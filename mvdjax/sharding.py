@@ -1,5 +1,6 @@
 """One mesh (data, fsdp, tensor), the rules that place parameters on it, and the way batches get to the devices."""
 
+import contextlib
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -96,12 +97,19 @@ def tree_sharding(tree: Any, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(lambda p, x: parameter_sharding(trees.path_name(p), x.shape, mesh), tree)
 
 
-def traced_on(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function`, to be jitted: while it is traced, the models in it know this mesh (see `models.placement`)."""
+def traced_on(mesh: Mesh, function: Callable[..., Any], precision: str | None = None) -> Callable[..., Any]:
+    """`function`, to be jitted: while it is traced, the models in it know this mesh (see `models.placement`).
+
+    Args:
+      mesh: that it will run on.
+      function: of positional arguments.
+      precision: of float32 matrix products, see `settings.Run`; None leaves it as it is.
+    """
 
     @functools.wraps(function)
     def traced(*args: Any) -> Any:
-        with placement.active(placement.Placement(mesh, parameter_sharding)):
+        products = jax.default_matmul_precision(precision) if precision else contextlib.nullcontext()
+        with placement.active(placement.Placement(mesh, parameter_sharding)), products:
             return function(*args)
 
     return traced
@@ -139,6 +147,27 @@ def place_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
     """This process's rows of a batch, flat or with a sub-dict per stream -> global device arrays, split by rows."""
     sharding = batch_sharding(mesh)
     return jax.tree.map(lambda value: jax.make_array_from_process_local_data(sharding, value), dict(batch))
+
+
+class Sender:
+    """Sends batches to the devices ahead of their step, so that no step waits for a transfer."""
+
+    def __init__(self, mesh: Mesh) -> None:
+        """`mesh`: where to."""
+        self._mesh = mesh
+        self._host: Any = None
+        self._sent: Any = None
+
+    def send(self, host: Mapping[str, Any]) -> None:
+        """Starts sending this process's rows; returns at once."""
+        self._host, self._sent = host, place_batch(host, self._mesh)
+
+    def take(self, host: Mapping[str, Any]) -> dict[str, Any]:
+        """The batch on the devices: what was sent ahead, if it was this one."""
+        if self._host is not host:
+            self.send(host)
+        sent, self._host, self._sent = self._sent, None, None
+        return sent
 
 
 def place_tree(tree: Any, mesh: Mesh) -> Any:

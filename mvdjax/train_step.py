@@ -10,6 +10,7 @@ import optax
 from jax.sharding import Mesh
 
 from mvdjax import metrics, optimizers, sharding
+from mvdjax.compile_cache import Watched
 from mvdjax.rng import step_keys
 from mvdjax.settings import Run
 from mvdjax.tasks.base import Batch, Task
@@ -98,7 +99,7 @@ def make_train_step(
 
 def compile_step(
     task: Task, optimizer: optimizers.Optimizer, run: Run, state: TrainState, mesh: Mesh, views: Any
-) -> StepFunction:
+) -> Watched:
     """The jitted step: the state donated and returned where it was, so that it compiles once for the whole run."""
     step = make_train_step(
         task,
@@ -110,6 +111,6 @@ def compile_step(
         views=views,
     )
     placement = sharding.tree_sharding(state, mesh)
-    return jax.jit(
-        sharding.traced_on(mesh, step), out_shardings=(placement, sharding.replicated(mesh)), donate_argnums=0
-    )
+    traced = sharding.traced_on(mesh, step, run.matmul_precision)
+    jitted = jax.jit(traced, out_shardings=(placement, sharding.replicated(mesh)), donate_argnums=0)
+    return Watched(jitted, ('state', 'frozen', 'batch'))

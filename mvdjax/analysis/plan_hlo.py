@@ -341,7 +341,7 @@ def _group(instruction: Instruction) -> int:
     text = instruction.attributes
     if 'source_target_pairs=' in text:
         return 2
-    axes = re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", text)
+    axes = re.search(r'replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}', text)
     if axes:
         sizes = {name: int(size) for name, size in re.findall(r"'?([\w.]+)'?=(\d+)", axes[1])}
         return math.prod(sizes[name] for name in re.findall(r'[\w.]+', axes[2]) if name in sizes)
