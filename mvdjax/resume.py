@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 from jax.sharding import Mesh
 
@@ -21,11 +22,14 @@ from mvdjax.train_state import TrainState
 # What may differ when a run is resumed: where things lie and how fast they go, not what is computed. Lists may have
 # moved, but `check_same_lists` holds what they name against the checkpoint's.
 FREE_ON_RESUME = (
-    r'^run\.(log_every|save_every|keep|eval_every|eval_sets|accumulate|init_timeout|heartbeat_timeout)$',
+    r'^run\.(log_every|save_every|keep|eval_every|eval_sets|accumulate|compile_cache)$',
+    r'^run\.(init_timeout|heartbeat_timeout)$',
     r'^(data|streams\.[^.]+\.data)\.(files|root|class_file|workers|threads|prefetch|timeout|max_bad_fraction)$',
     r'^(data|streams\.[^.]+\.data)\.mixture\.[^.]+\.(files|root|class_file)$',
     r'^(mesh|evals|init)\.',
-    r'^task\.teachers\.\w+\.checkpoint$',
+    r'^task\..+\.(remat|scan|attention)$',
+    r'^task\.(teachers\.\w+|tokenizer)\.checkpoint$',
+    r'^task\.tokenizer\.frames_at_once$',
 )
 
 
@@ -109,6 +113,8 @@ def start_state(
         params = jax.tree.map(
             lambda new, old: old if isinstance(new, jax.ShapeDtypeStruct) else new, loaded.params, state.params
         )
-        ema = sharding.place_tree(params, mesh) if state.ema is not None else None
-        state = state._replace(params=sharding.place_tree(params, mesh), ema=ema)
+        params = sharding.place_tree(params, mesh)
+        # A copy made on the devices: the two are donated together and may not share memory.
+        ema = jax.tree.map(jnp.copy, params) if state.ema is not None else None
+        state = state._replace(params=params, ema=ema)
     return state

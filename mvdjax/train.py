@@ -11,7 +11,7 @@ import jax
 import ml_collections
 from jax.sharding import Mesh
 
-from mvdjax import checkpoints, optimizers, processes, selfcheck, sharding, train_state
+from mvdjax import checkpoints, compile_cache, optimizers, processes, selfcheck, sharding, train_state
 from mvdjax import config as configs
 from mvdjax.console import progress_bar, say
 from mvdjax.data.pipeline import Data, Stream
@@ -49,7 +49,13 @@ def make_evaluators(
 ) -> dict[str, SetEvaluator]:
     """The evaluations that run during training."""
     return {
-        name: SetEvaluator(task, eval_set(config, name), mesh, os.path.join(workdir, f'bad_videos_{name}.jsonl'))
+        name: SetEvaluator(
+            task,
+            eval_set(config, name),
+            mesh,
+            os.path.join(workdir, f'bad_videos_{name}.jsonl'),
+            run.matmul_precision,
+        )
         for name in (run.eval_sets if run.eval_every else ())
     }
 
@@ -109,6 +115,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
         optimizer = make_optimizer(config, run, task, params, len(files.records))
         state = start_state(config, run, task, optimizer, host, saved, mesh)
         frozen = sharding.place_tree(task.frozen(), mesh)
+        sender = sharding.Sender(mesh)
         step_function = compile_step(task, optimizer, run, state, mesh, rows_per_record(streams))
         say(sharding.describe(params, mesh))
         say(_batch_sum(run, mesh, streams, steps))
@@ -121,11 +128,12 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
             for step in range(start + 1, steps + 1):
                 last = step == steps
                 jax.block_until_ready(window.values[-1:])  # one step ahead, no more: what is waited for below is data
-                state, values = step_function(state, frozen, sharding.place_batch(host, mesh))
+                state, values = step_function(state, frozen, sender.take(host))
                 window.values.append(values)
                 window.records += len(main_part(host, run.stream)['video']) * processes.count()
                 if not last:
-                    host = feed(window)  # read while the devices compute
+                    host = feed(window)  # read and sent while the devices compute
+                    sender.send(host)
                 if last or step % run.log_every == 0 or step % run.save_every == 0:
                     numbers = window.close()
                     window = Window(streak=window.streak)
@@ -186,6 +194,7 @@ def run(args: argparse.Namespace) -> int:
     config = configs.load(args.config, args.overrides)
     limits: Run = configs.build(Run, configs.section(config, 'run'), 'run')
     processes.start(args, configs.flat(config), args.workdir, limits.init_timeout, limits.heartbeat_timeout)
+    compile_cache.use(limits.compile_cache, args.workdir)
     train(config, args.workdir)
     selfcheck.store_once(args.workdir)
     return 0
