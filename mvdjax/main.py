@@ -71,6 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = _sentence(error)
         if text is not None:
             return _fail(args, text)
+        if isinstance(error, RuntimeError):
+            processes.await_news()
         if processes.count() > 1:
             traceback.print_exc()
             code = error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1

@@ -15,7 +15,7 @@ from mvdjax import checkpoints, compile_cache, optimizers, processes, selfcheck,
 from mvdjax import config as configs
 from mvdjax.console import progress_bar, say
 from mvdjax.data.pipeline import Data, Stream
-from mvdjax.data.sources import check_same_classes
+from mvdjax.data.sources import check_same_classes, fingerprint
 from mvdjax.evaluate import SetEvaluator, eval_set, make_writable, summary
 from mvdjax.feed import check_same_lists, list_marks, main_part, open_feed, read_streams, rows_per_record
 from mvdjax.metric_writer import MetricWriter
@@ -93,6 +93,8 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     check_streams(streams, run, mesh)
     lists = list_marks(streams)
     evaluators = make_evaluators(config, run, task, mesh, workdir)
+    read = {'train': lists, **{name: {'hash': fingerprint(e.files.records)} for name, e in evaluators.items()}}
+    processes.check_same('lists', configs.flat(read), 'give all hosts the same lists')
     for evaluator in evaluators.values():
         check_same_classes(files.class_names, files.path, evaluator.files)
 
@@ -106,7 +108,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
             say(f'{workdir} is finished: step {start} of {steps}')
             return {}
         counts = before['data_position'].get('files', {}) if before else {}
-        feed = open_feed(streams, run, workdir, start=start, steps=steps, counts=counts)
+        feed = open_feed(streams, run, workdir, start=start, steps=steps, counts=counts, mesh=mesh)
         window = Window()
         host = feed(window)
         task.check(host)
@@ -119,6 +121,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
         step_function = compile_step(task, optimizer, run, state, mesh, rows_per_record(streams))
         say(sharding.describe(params, mesh))
         say(_batch_sum(run, mesh, streams, steps))
+        rows = run.global_batch * streams[run.stream].data.make().views
         meta = meta_data(config, task, files, main_part(host, run.stream)['video'], before)
 
         numbers: dict[str, float] = {}
@@ -130,12 +133,13 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
                 jax.block_until_ready(window.values[-1:])  # one step ahead, no more: what is waited for below is data
                 state, values = step_function(state, frozen, sender.take(host))
                 window.values.append(values)
-                window.records += len(main_part(host, run.stream)['video']) * processes.count()
+                window.records += rows
                 if not last:
                     host = feed(window)  # read and sent while the devices compute
                     sender.send(host)
                 if last or step % run.log_every == 0 or step % run.save_every == 0:
                     numbers = window.close()
+                    numbers['substituted'] = sum(processes.exchange('substituted', numbers['substituted']))
                     window = Window(streak=window.streak)
                     writer.write(step, 'train', {'epoch': step / steps_per_epoch, **numbers})
                     _show(bar, step, steps, numbers)
@@ -146,7 +150,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
                         say(f'step {step} {name}: {summary(found, None)}')
                     window.start = time.perf_counter()
                 if last or step % run.save_every == 0:
-                    files_read = feed.counts(ahead=not last)
+                    files_read = feed.totals(ahead=not last)
                     position = {'next_sample': step * run.global_batch, 'files': files_read, 'lists': lists}
                     saved.save(state, {**meta, 'step': step, 'data_position': position})
                 bar.update(1)
