@@ -17,7 +17,7 @@ from etils import epath
 from jax.sharding import Mesh
 from orbax.checkpoint import checkpoint_managers as policies
 
-from mvdjax import sharding, trees
+from mvdjax import processes, sharding, trees
 from mvdjax.errors import UserError
 from mvdjax.train_state import TrainState
 
@@ -131,7 +131,7 @@ class Checkpoints:
 
 
 def _stored_shapes(item: epath.Path) -> dict[str, tuple[int, ...]]:
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+    with _reader() as reader:
         tree = reader.metadata(item).item_metadata.tree
     return {name: tuple(leaf.shape) for name, leaf in trees.flatten(tree).items()}
 
@@ -142,6 +142,13 @@ def _train_item(state: TrainState) -> dict[str, Any]:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().split('\n', 1)[0][:300]
+
+
+def _reader() -> ocp.Checkpointer:
+    """Reads for this process alone: Orbax else waits until all processes read the same."""
+    me = processes.index()
+    alone = ocp.options.MultiprocessingOptions(me, {me}, f'reader_{me}')
+    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(multiprocessing_options=alone), multiprocessing_options=alone)
 
 
 def find_step_folder(path: str) -> epath.Path:
@@ -207,7 +214,7 @@ class StoredParams(MutableMapping[str, np.ndarray]):
             raise KeyError(name)
         wanted = trees.unflatten({name: np.empty(0)})  # only its place in the tree counts
         args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
-        with _explained(self._item), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        with _explained(self._item), _reader() as reader:
             restore = ocp.args.PyTreeRestore(wanted, restore_args=args, partial_restore=True)
             return trees.flatten(reader.restore(self._item, args=restore))[name]
 
@@ -258,7 +265,7 @@ def read_params(path: str, use_ema: bool = False) -> dict[str, np.ndarray]:
       UserError: no checkpoint there, no EMA in it, or a damaged one.
     """
     item = _params_item(path, use_ema)
-    with _explained(item), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+    with _explained(item), _reader() as reader:
         tree = reader.metadata(item).item_metadata.tree
         args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
         return trees.flatten(reader.restore(item, args=ocp.args.PyTreeRestore(restore_args=args)))

@@ -1,4 +1,6 @@
-"""The one exception that reaches the user as a sentence instead of a traceback."""
+"""What reaches the user as a sentence instead of a traceback, and the exit codes beside 0, 1 (failed) and 2 (usage)."""
+
+TRY_AGAIN = 75  # EX_TEMPFAIL: the same command, started again, goes on where the run was
 
 
 class UserError(Exception):

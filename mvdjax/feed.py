@@ -6,12 +6,13 @@ import time
 from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
-import jax
 import ml_collections
+from jax.sharding import Mesh
 
 from mvdjax import config as configs
+from mvdjax import processes, topology
 from mvdjax.data.mixing import parts_of
-from mvdjax.data.pipeline import BadFiles, Data, Stream, train_batches, train_streams
+from mvdjax.data.pipeline import BadFiles, Data, Stream, merge_bad_files, train_batches, train_streams
 from mvdjax.data.schema import SUBSTITUTED, Sample
 from mvdjax.data.sources import FileList, fingerprint
 from mvdjax.errors import UserError
@@ -140,7 +141,7 @@ class Feed:
     def __init__(self, batches: Generator[Any, None, None], budgets: Mapping[str, Budget]) -> None:
         """`budgets` by stream; batches of one stream are flat."""
         self._batches, self._budgets = batches, budgets
-        self._before = self.counts()
+        self._base = self._before = self.counts()
 
     def __call__(self, window: Window) -> Any:
         """The next batch, counted in `window`."""
@@ -157,6 +158,18 @@ class Feed:
         """Ends the workers, which would else live on as long as the process, and complain when it ends."""
         self._batches.close()
 
+    def totals(self, ahead: bool = False) -> dict[str, list[int]]:
+        """`counts` over all processes, all of which must call it."""
+        mine = {
+            name: [n - b for n, b in zip(now, self._base[name], strict=True)]
+            for name, now in self.counts(ahead).items()
+        }
+        parts = processes.exchange('files read', mine)
+        return {
+            name: [b + sum(part[name][i] for part in parts) for i, b in enumerate(base)]
+            for name, base in self._base.items()
+        }
+
     def counts(self, ahead: bool = False) -> dict[str, list[int]]:
         """{stream: [files tried, files that could not be read]}; `ahead`: without the newest batch."""
         return self._before if ahead else {name: [b.tried, b.failed] for name, b in self._budgets.items()}
@@ -170,6 +183,7 @@ def open_feed(
     start: int,
     steps: int,
     counts: Mapping[str, Any],
+    mesh: Mesh,
 ) -> Feed:
     """This process's feed of a run's steps `start` to `steps` - 1.
 
@@ -179,16 +193,21 @@ def open_feed(
       workdir: where unreadable files are recorded.
       start: step to start from.
       steps: the run's last step.
-      counts: what `Feed.counts` was at step `start`; {} at the beginning.
+      counts: what `Feed.totals` was at step `start`; {} at the beginning.
+      mesh: that the batches go to.
     """
+    parts, of = topology.batch_parts(mesh, processes.index())
     bad_file = os.path.join(workdir, BAD_FILES)
+    if processes.is_main():
+        merge_bad_files(bad_file)
+    processes.barrier('bad files')
     where: dict[str, Any] = {
         'seed': run.seed,
         'start_step': start,
         'steps': steps,
-        'bad': BadFiles(bad_file),
-        'process': jax.process_index(),
-        'processes': jax.process_count(),
+        'bad': BadFiles(bad_file, processes.index()),
+        'parts': parts,
+        'of': of,
     }
     batches: Generator[Any, None, None]
     if len(streams) > 1:

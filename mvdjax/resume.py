@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 from jax.sharding import Mesh
 
@@ -21,10 +22,12 @@ from mvdjax.train_state import TrainState
 # What may differ when a run is resumed: where things lie and how fast they go, not what is computed. Lists may have
 # moved, but `check_same_lists` holds what they name against the checkpoint's.
 FREE_ON_RESUME = (
-    r'^run\.(log_every|save_every|keep|eval_every|eval_sets|accumulate)$',
+    r'^run\.(log_every|save_every|keep|eval_every|eval_sets|accumulate|compile_cache)$',
+    r'^run\.(init_timeout|heartbeat_timeout)$',
     r'^(data|streams\.[^.]+\.data)\.(files|root|class_file|workers|threads|prefetch|timeout|max_bad_fraction)$',
     r'^(data|streams\.[^.]+\.data)\.mixture\.[^.]+\.(files|root|class_file)$',
     r'^(mesh|evals|init)\.',
+    r'^task\..+\.(remat|scan|attention)$',
     r'^task\.(teachers\.\w+|tokenizer)\.checkpoint$',
     r'^task\.tokenizer\.frames_at_once$',
 )
@@ -62,8 +65,7 @@ def check_same_config(before: Mapping[str, Any], config: ml_collections.ConfigDi
     Raises:
       UserError: a value differs that is not in FREE_ON_RESUME; the message names it.
     """
-    old = _flat(before['config'])
-    new = _flat(json.loads(json.dumps(config.to_dict())))
+    old, new = configs.flat(before['config']), configs.flat(config)
     changed = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
     changed = [k for k in changed if not any(re.search(pattern, k) for pattern in FREE_ON_RESUME)]
     if changed:
@@ -73,15 +75,6 @@ def check_same_config(before: Mapping[str, Any], config: ml_collections.ConfigDi
             f'the run in {workdir} cannot be resumed with this config: {shown}{more}. Use the config that started it, '
             'or a new workdir (init.checkpoint takes over its parameters)'
         )
-
-
-def _flat(tree: Any, prefix: str = '') -> dict[str, Any]:
-    """A nested dict as {'a.b': value}."""
-    if not isinstance(tree, dict):
-        return {prefix: tree}
-    return {
-        k: v for name, child in tree.items() for k, v in _flat(child, f'{prefix}.{name}' if prefix else name).items()
-    }
 
 
 def start_state(
@@ -120,6 +113,8 @@ def start_state(
         params = jax.tree.map(
             lambda new, old: old if isinstance(new, jax.ShapeDtypeStruct) else new, loaded.params, state.params
         )
-        ema = sharding.place_tree(params, mesh) if state.ema is not None else None
-        state = state._replace(params=sharding.place_tree(params, mesh), ema=ema)
+        params = sharding.place_tree(params, mesh)
+        # A copy made on the devices: the two are donated together and may not share memory.
+        ema = jax.tree.map(jnp.copy, params) if state.ema is not None else None
+        state = state._replace(params=params, ema=ema)
     return state

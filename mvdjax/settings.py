@@ -64,6 +64,11 @@ class Run:
       eval_sets: names in config.evals.
       stream: name of the sub-dict of config.data in a batch, where config.streams has others beside it. Epochs,
         `global_batch` and clips per second are those of config.data.
+      matmul_precision: of float32 matrix products where the hardware has quicker ones: 'default' (TensorFloat-32 on
+        GPUs, one bfloat16 pass on TPUs), 'high' or 'highest' (float32); None leaves JAX's setting.
+      compile_cache: folder of executables, in the workdir unless absolute; '' for none. See `compile_cache.use`.
+      init_timeout: seconds that processes wait for each other to start.
+      heartbeat_timeout: seconds without a sign of life after which a process counts as lost and the run ends.
     """
 
     global_batch: int
@@ -80,6 +85,10 @@ class Run:
     eval_every: int = 0
     eval_sets: Sequence[str] = ()
     stream: str = 'video'
+    matmul_precision: str | None = None
+    compile_cache: str = 'compile_cache'
+    init_timeout: float = 1800.0
+    heartbeat_timeout: float = 100.0
 
     def __post_init__(self) -> None:
         """Refuses two spellings of the length, and counts that cannot be."""
@@ -88,7 +97,7 @@ class Run:
         for name in ('global_batch', 'steps', 'accumulate', 'ema_updates', 'log_every', 'save_every', 'keep'):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f'config.run.{name} must be at least 1, not {getattr(self, name)}')
-        for name in ('epochs', 'schedule_epochs'):
+        for name in ('epochs', 'schedule_epochs', 'init_timeout', 'heartbeat_timeout'):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise UserError(f'config.run.{name} must be above 0, not {getattr(self, name)}')
         for name in ('seed', 'eval_every'):
@@ -96,6 +105,10 @@ class Run:
                 raise UserError(f'config.run.{name} must be at least 0, not {getattr(self, name)}')
         if not 0 <= self.seed < 2**32:
             raise UserError(f'config.run.seed must lie in [0, 2**32), not {self.seed}')
+        if self.matmul_precision not in (None, 'default', 'high', 'highest'):
+            raise UserError(
+                f"config.run.matmul_precision must be 'default', 'high', 'highest' or None, not {self.matmul_precision!r}"
+            )
         if not 0 <= self.ema_decay < 1:
             raise UserError(f'config.run.ema_decay must lie in [0, 1), not {self.ema_decay}')
 

@@ -11,11 +11,11 @@ import jax
 import ml_collections
 from jax.sharding import Mesh
 
-from mvdjax import checkpoints, optimizers, selfcheck, sharding, train_state
+from mvdjax import checkpoints, compile_cache, optimizers, processes, selfcheck, sharding, train_state
 from mvdjax import config as configs
 from mvdjax.console import progress_bar, say
 from mvdjax.data.pipeline import Data, Stream
-from mvdjax.data.sources import check_same_classes
+from mvdjax.data.sources import check_same_classes, fingerprint
 from mvdjax.evaluate import SetEvaluator, eval_set, make_writable, summary
 from mvdjax.feed import check_same_lists, list_marks, main_part, open_feed, read_streams, rows_per_record
 from mvdjax.metric_writer import MetricWriter
@@ -49,7 +49,13 @@ def make_evaluators(
 ) -> dict[str, SetEvaluator]:
     """The evaluations that run during training."""
     return {
-        name: SetEvaluator(task, eval_set(config, name), mesh, os.path.join(workdir, f'bad_videos_{name}.jsonl'))
+        name: SetEvaluator(
+            task,
+            eval_set(config, name),
+            mesh,
+            os.path.join(workdir, f'bad_videos_{name}.jsonl'),
+            run.matmul_precision,
+        )
         for name in (run.eval_sets if run.eval_every else ())
     }
 
@@ -58,7 +64,7 @@ def check_streams(streams: Mapping[str, Stream], run: Run, mesh: Mesh) -> None:
     """Refuses batches that do not divide by the devices, and prints what reading the lists had to say."""
     for name, stream in streams.items():
         what = 'run.global_batch' if name == run.stream else f'streams.{name}.batch'
-        sharding.check_batch_size(stream.batch, run.accumulate, mesh, jax.process_count(), what)
+        sharding.check_batch_size(stream.batch, run.accumulate, mesh, processes.count(), what)
         for note in stream.files.notes:
             say(f'note: {note}')
 
@@ -87,6 +93,8 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     check_streams(streams, run, mesh)
     lists = list_marks(streams)
     evaluators = make_evaluators(config, run, task, mesh, workdir)
+    read = {'train': lists, **{name: {'hash': fingerprint(e.files.records)} for name, e in evaluators.items()}}
+    processes.check_same('lists', configs.flat(read), 'give all hosts the same lists')
     for evaluator in evaluators.values():
         check_same_classes(files.class_names, files.path, evaluator.files)
 
@@ -100,7 +108,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
             say(f'{workdir} is finished: step {start} of {steps}')
             return {}
         counts = before['data_position'].get('files', {}) if before else {}
-        feed = open_feed(streams, run, workdir, start=start, steps=steps, counts=counts)
+        feed = open_feed(streams, run, workdir, start=start, steps=steps, counts=counts, mesh=mesh)
         window = Window()
         host = feed(window)
         task.check(host)
@@ -109,9 +117,11 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
         optimizer = make_optimizer(config, run, task, params, len(files.records))
         state = start_state(config, run, task, optimizer, host, saved, mesh)
         frozen = sharding.place_tree(task.frozen(), mesh)
+        sender = sharding.Sender(mesh)
         step_function = compile_step(task, optimizer, run, state, mesh, rows_per_record(streams))
         say(sharding.describe(params, mesh))
         say(_batch_sum(run, mesh, streams, steps))
+        rows = run.global_batch * streams[run.stream].data.make().views
         meta = meta_data(config, task, files, main_part(host, run.stream)['video'], before)
 
         numbers: dict[str, float] = {}
@@ -121,13 +131,15 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
             for step in range(start + 1, steps + 1):
                 last = step == steps
                 jax.block_until_ready(window.values[-1:])  # one step ahead, no more: what is waited for below is data
-                state, values = step_function(state, frozen, sharding.place_batch(host, mesh))
+                state, values = step_function(state, frozen, sender.take(host))
                 window.values.append(values)
-                window.records += len(main_part(host, run.stream)['video']) * jax.process_count()
+                window.records += rows
                 if not last:
-                    host = feed(window)  # read while the devices compute
+                    host = feed(window)  # read and sent while the devices compute
+                    sender.send(host)
                 if last or step % run.log_every == 0 or step % run.save_every == 0:
                     numbers = window.close()
+                    numbers['substituted'] = sum(processes.exchange('substituted', numbers['substituted']))
                     window = Window(streak=window.streak)
                     writer.write(step, 'train', {'epoch': step / steps_per_epoch, **numbers})
                     _show(bar, step, steps, numbers)
@@ -138,7 +150,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
                         say(f'step {step} {name}: {summary(found, None)}')
                     window.start = time.perf_counter()
                 if last or step % run.save_every == 0:
-                    files_read = feed.counts(ahead=not last)
+                    files_read = feed.totals(ahead=not last)
                     position = {'next_sample': step * run.global_batch, 'files': files_read, 'lists': lists}
                     saved.save(state, {**meta, 'step': step, 'data_position': position})
                 bar.update(1)
@@ -173,6 +185,7 @@ def _show(bar: Any, step: int, steps: int, numbers: Mapping[str, float]) -> None
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `mvdjax train`."""
     configs.add_config_argument(parser)
+    processes.add_arguments(parser)
     parser.add_argument(
         '--workdir', required=True, help='folder of checkpoints, metrics and logs; resumed if not empty'
     )
@@ -182,6 +195,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs `mvdjax train`."""
-    train(configs.load(args.config, args.overrides), args.workdir)
+    config = configs.load(args.config, args.overrides)
+    limits: Run = configs.build(Run, configs.section(config, 'run'), 'run')
+    processes.start(args, configs.flat(config), args.workdir, limits.init_timeout, limits.heartbeat_timeout)
+    compile_cache.use(limits.compile_cache, args.workdir)
+    train(config, args.workdir)
     selfcheck.store_once(args.workdir)
     return 0
