@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from collections.abc import Sequence
 from absl import logging as absl_logging
 
 from mvdjax import __version__
-from mvdjax.errors import UserError
+from mvdjax.errors import INTERRUPTED, Stopped, UserError
 
 # Command -> (module with add_arguments(parser) and run(args), one line of help). Only the module asked for is imported.
 COMMANDS = {
@@ -47,11 +48,39 @@ def make_parser(command: str | None) -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command.
+    """Runs a command. With several processes, one that fails ends the others too.
 
     Returns:
-      0, or 1 if it failed. Bad usage exits with 2 through argparse.
+      0, 1 if it failed, 75 if a run was told to stop and can be started again, 130 after Ctrl-C. Bad usage exits with
+      2 through argparse.
     """
+    try:
+        code = _main(argv)
+    except Exception:
+        if not _alone():
+            traceback.print_exc()
+            _end_all(1)
+        raise
+    if code == 1 and not _alone():
+        _end_all(code)
+    return code
+
+
+def _alone() -> bool:
+    """Whether no other process runs the same training; no command that does not use JAX imports it for the answer."""
+    return 'jax' not in sys.modules or sys.modules['jax'].process_count() == 1
+
+
+def _end_all(code: int) -> None:
+    """Ends this process at once, which the others notice. Ending in good order would mean to wait for them, as they
+    wait for this one.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _main(argv: Sequence[str] | None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = next((a for a in arguments if a in COMMANDS), None)
     parser = make_parser(command)
@@ -67,8 +96,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return importlib.import_module(COMMANDS[args.command][0]).run(args)
     except UserError as error:
         return _fail(args, f'error: {error}')
+    except Stopped as stop:
+        return _fail(args, str(stop), stop.code)
     except KeyboardInterrupt:
-        return _fail(args, 'interrupted; start the same command again to go on from the last checkpoint')
+        return _fail(args, 'interrupted; start the same command again to go on from the last checkpoint', INTERRUPTED)
     except OSError as error:
         return _fail(args, f'error: {error.strerror or error} ({error.filename or "no file named"})')
     except RuntimeError as error:
@@ -83,8 +114,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(args, f'error: {error}. Unset JAX_PLATFORMS, or install the extra for this device (cuda, tpu)')
 
 
-def _fail(args: argparse.Namespace, text: str) -> int:
-    if args.debug:
+def _fail(args: argparse.Namespace, text: str, code: int = 1) -> int:
+    if args.debug and code == 1:
         traceback.print_exc()
     print(' '.join(text.split('\n')), file=sys.stderr)
-    return 1
+    return code
