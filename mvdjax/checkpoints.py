@@ -17,7 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from mvdjax import trees
+from mvdjax import processes, trees
 from mvdjax.errors import UserError
 
 SCHEMA_VERSION = 1
@@ -26,9 +26,16 @@ FOLDER = 'checkpoints'
 
 def stored_shapes(item: epath.Path) -> dict[str, tuple[int, ...]]:
     """{path: shape} of an item of a checkpoint; reads no array."""
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+    with alone_reader() as reader:
         tree = reader.metadata(item).item_metadata.tree
     return {name: tuple(leaf.shape) for name, leaf in trees.flatten(tree).items()}
+
+
+def alone_reader() -> ocp.Checkpointer:
+    """Reads for this process alone: Orbax else waits until all processes read the same."""
+    me = processes.index()
+    alone = ocp.options.MultiprocessingOptions(me, {me}, f'reader_{me}')
+    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(multiprocessing_options=alone), multiprocessing_options=alone)
 
 
 def first_line(error: Exception) -> str:
@@ -104,7 +111,7 @@ class StoredParams(MutableMapping[str, np.ndarray]):
             raise KeyError(name)
         wanted = trees.unflatten({name: np.empty(0)})  # only its place in the tree counts
         args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
-        with _explained(self._item), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        with _explained(self._item), alone_reader() as reader:
             restore = ocp.args.PyTreeRestore(wanted, restore_args=args, partial_restore=True)
             return trees.flatten(reader.restore(self._item, args=restore))[name]
 
@@ -155,7 +162,7 @@ def read_params(path: str, use_ema: bool = False) -> dict[str, np.ndarray]:
       UserError: no checkpoint there, no EMA in it, or a damaged one.
     """
     item = _params_item(path, use_ema)
-    with _explained(item), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+    with _explained(item), alone_reader() as reader:
         tree = reader.metadata(item).item_metadata.tree
         args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
         return trees.flatten(reader.restore(item, args=ocp.args.PyTreeRestore(restore_args=args)))

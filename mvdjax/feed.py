@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
-import jax
 import ml_collections
 
 from mvdjax import config as configs
+from mvdjax import processes
 from mvdjax.data.mixing import parts_of
 from mvdjax.data.pipeline import BadFiles, Data, Stream, train_batches, train_streams
 from mvdjax.data.schema import SUBSTITUTED, Sample
@@ -181,8 +181,8 @@ def open_feed(streams: Mapping[str, Stream], run: Run, workdir: str, place: Plac
     where: dict[str, Any] = {
         'seed': run.seed,
         'bad': BadFiles(bad_file),
-        'process': jax.process_index(),
-        'processes': jax.process_count(),
+        'process': processes.index(),
+        'processes': processes.count(),
     }
 
     def open_at(start: int, steps: int) -> Generator[Any, None, None]:

@@ -10,8 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import jax
-
+from mvdjax import processes
 from mvdjax.errors import TRY_AGAIN
 
 
@@ -73,13 +72,12 @@ class Watch:
 
     def _report(self) -> None:
         """Every thread's stack, and the end: nothing in this process can be trusted to end it in good order."""
-        minutes = self._pause * self._limit / 60
+        text = (
+            f'process {processes.index()} on {platform.node()} has ended no step for '
+            f'{self._pause * self._limit / 60:g} minutes (run.hang_minutes) since step {self._step}'
+        )
         if self._where is not None:
-            print(
-                f'error: process {jax.process_index()} on {platform.node()} has ended no step for {minutes:g} minutes '
-                f'(run.hang_minutes) since step {self._step}; every thread stands here:',
-                file=self._where,
-                flush=True,
-            )
+            print(f'error: {text}; every thread stands here:', file=self._where, flush=True)
             faulthandler.dump_traceback(self._where, all_threads=True)
-        os._exit(TRY_AGAIN)
+        processes.abandon(text, TRY_AGAIN)
+        os._exit(TRY_AGAIN)  # alone

@@ -17,7 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from mvdjax import trees
+from mvdjax import checkpoints, trees
 
 RECORD = 'verified.json'
 FINGERPRINTS = 'fingerprints'  # an item of a checkpoint, see mvdjax/fingerprints.py
@@ -124,7 +124,7 @@ def check_arrays(folder: epath.Path, expected: Mapping[str, Mapping[str, list[An
                 if found[2] != leaves[path][2]:
                     return f'{item}/{path} holds other values than were saved'
         except Exception as error:  # noqa: BLE001 - Orbax raises all kinds of things on a damaged item
-            return f'{item} cannot be read ({_first_line(error)})'
+            return f'{item} cannot be read ({checkpoints.first_line(error)})'
         if missing := sorted(leaves.keys() - seen):
             return f'{item}/{missing[0]} is missing'
     return None
@@ -132,10 +132,7 @@ def check_arrays(folder: epath.Path, expected: Mapping[str, Mapping[str, list[An
 
 def read_arrays(item: epath.Path, group: int = GROUP) -> Iterator[tuple[str, np.ndarray]]:
     """(path, array) of every leaf of an item, read in groups of about so many bytes, by this process alone."""
-    me = jax.process_index()
-    alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
-    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
-    with ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
+    with checkpoints.alone_reader() as reader:
         leaves, structure = jax.tree.flatten(reader.metadata(item).item_metadata.tree)
         arguments = structure.unflatten([ocp.RestoreArgs(restore_type=np.ndarray)] * len(leaves))
         for wanted in _groups(leaves, group):
@@ -160,10 +157,6 @@ def _groups(leaves: list[Any], limit: int) -> Iterator[set[int]]:
         yield group
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split('\n', 1)[0][:300] or type(error).__name__
-
-
 def check(folder: epath.Path) -> str | None:
     """What is wrong with a checkpoint, as cheaply as that can be told: by its record, else by reading its arrays."""
     record = read_record(folder)
@@ -181,7 +174,7 @@ def check_thoroughly(folder: epath.Path) -> str | None:
         json.loads((folder / 'meta' / 'metadata').read_text())
         expected = stored_fingerprints(folder)
     except (OSError, ValueError) as error:
-        return f'meta or {FINGERPRINTS} cannot be read ({_first_line(error)})'
+        return f'meta or {FINGERPRINTS} cannot be read ({checkpoints.first_line(error)})'
     if expected is not None:
         return check_arrays(folder, expected)
     return _readable(folder)
@@ -197,5 +190,5 @@ def _readable(folder: epath.Path) -> str | None:
             for _ in read_arrays(folder / item):
                 pass
         except Exception as error:  # noqa: BLE001 - as above
-            return f'{item} cannot be read ({_first_line(error)})'
+            return f'{item} cannot be read ({checkpoints.first_line(error)})'
     return None

@@ -4,8 +4,9 @@ import json
 import os
 from collections.abc import Mapping
 
-import jax
 from tensorboardX import SummaryWriter
+
+from mvdjax import processes
 
 FILE = 'metrics.jsonl'
 
@@ -18,7 +19,7 @@ class MetricWriter:
 
     def __init__(self, workdir: str, start_step: int) -> None:
         """Opens the files of a workdir for a run that continues after `start_step`."""
-        self._active = jax.process_index() == 0
+        self._active = processes.is_main()
         self._workdir = workdir
         if self._active:
             self._open(start_step)

@@ -1,4 +1,4 @@
-"""Being told to stop, by a scheduler's SIGTERM or a person's Ctrl-C: the run saves and ends with a code that says so."""
+"""Being told to stop, by a scheduler's SIGTERM or by Ctrl-C: the run saves, and ends with a code that says so."""
 
 import os
 import signal
@@ -8,9 +8,9 @@ from types import FrameType
 from typing import Any
 
 import jax
-import numpy as np
 from jax.experimental import multihost_utils
 
+from mvdjax import processes
 from mvdjax.errors import INTERRUPTED, TRY_AGAIN, Stopped
 
 
@@ -59,10 +59,7 @@ class Notice:
         self._steps += 1
         if self._service:
             return multihost_utils.reached_preemption_sync_point(self._steps)
-        told = self._signal is not None
-        if jax.process_count() > 1:  # without the service: slower, but nobody stops alone
-            told = bool(np.any(multihost_utils.process_allgather(np.asarray(told))))
-        return told
+        return any(processes.exchange('notice', self._signal is not None))  # slower, but nobody stops alone
 
     def stopped(self, step: int) -> Stopped:
         """What to raise once the step is saved."""

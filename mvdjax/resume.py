@@ -25,7 +25,7 @@ from mvdjax.train_state import TrainState
 # moved, but `check_same_lists` holds what they name against the checkpoint's.
 FREE_ON_RESUME = (
     r'^run\.(log_every|save_every|save_minutes|keep|keep_every|eval_every|eval_sets|accumulate)$',
-    r'^run\.(max_skipped|max_rollbacks|hang_minutes)$',
+    r'^run\.(max_skipped|max_rollbacks|hang_minutes|init_timeout|heartbeat_timeout)$',
     r'^(data|streams\.[^.]+\.data)\.(files|root|class_file|workers|threads|prefetch|timeout|max_bad_fraction)$',
     r'^(data|streams\.[^.]+\.data)\.mixture\.[^.]+\.(files|root|class_file)$',
     r'^(mesh|evals|init)\.',
@@ -80,8 +80,7 @@ def check_same_config(before: Mapping[str, Any], config: ml_collections.ConfigDi
     Raises:
       UserError: a value differs that is not in FREE_ON_RESUME; the message names it.
     """
-    old = _flat(before['config'])
-    new = _flat(json.loads(json.dumps(config.to_dict())))
+    old, new = configs.flat(before['config']), configs.flat(config)
     changed = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
     changed = [k for k in changed if not any(re.search(pattern, k) for pattern in FREE_ON_RESUME)]
     if changed:
@@ -91,15 +90,6 @@ def check_same_config(before: Mapping[str, Any], config: ml_collections.ConfigDi
             f'the run in {workdir} cannot be resumed with this config: {shown}{more}. Use the config that started it, '
             'or a new workdir (init.checkpoint takes over its parameters)'
         )
-
-
-def _flat(tree: Any, prefix: str = '') -> dict[str, Any]:
-    """A nested dict as {'a.b': value}."""
-    if not isinstance(tree, dict):
-        return {prefix: tree}
-    return {
-        k: v for name, child in tree.items() for k, v in _flat(child, f'{prefix}.{name}' if prefix else name).items()
-    }
 
 
 def start_state(

@@ -93,7 +93,7 @@ class Health:
             target = earlier[-1] if earlier else 0
         else:
             target = 0
-        target = int(processes.broadcast(target))
+        target = processes.broadcast(target, 'rollback')
         if processes.is_main():
             self._write(number, target)
         bad = [taken for taken in self._taken if first <= taken.step <= last_bad]

@@ -72,7 +72,7 @@ class Checkpoints:
           UserError: the checkpoint is a converted one, which no run can go on from, or all there are are damaged.
         """
         if not self._searched:
-            found = int(processes.broadcast(self._search() if processes.is_main() else 0))
+            found = int(processes.broadcast(self._search() if processes.is_main() else 0, 'newest checkpoint'))
             if found == _ALL_DAMAGED:
                 raise UserError(
                     f'every checkpoint in {self.folder} is damaged, and none is left to resume from: put back a copy '
@@ -284,6 +284,6 @@ class SaveTimer:
             lines of metrics, where all wait for each other anyway.
         """
         late = 0 < self._seconds <= time.monotonic() - self._start
-        if jax.process_count() == 1:
+        if processes.count() == 1:
             return late
-        return bool(self._seconds and ask and processes.broadcast(late))
+        return bool(self._seconds and ask and processes.broadcast(late, 'time to save'))

@@ -67,6 +67,8 @@ class Run:
       eval_sets: names in config.evals.
       stream: name of the sub-dict of config.data in a batch, where config.streams has others beside it. Epochs,
         `global_batch` and clips per second are those of config.data.
+      init_timeout: seconds that processes wait for each other to start.
+      heartbeat_timeout: seconds without a sign of life after which a process counts as lost and the run ends.
     """
 
     global_batch: int
@@ -87,6 +89,8 @@ class Run:
     eval_every: int = 0
     eval_sets: Sequence[str] = ()
     stream: str = 'video'
+    init_timeout: float = 1800.0
+    heartbeat_timeout: float = 100.0
 
     def __post_init__(self) -> None:
         """Refuses two spellings of the length, and counts that cannot be."""
@@ -95,7 +99,7 @@ class Run:
         for name in ('global_batch', 'steps', 'accumulate', 'log_every', 'save_every', 'keep', 'max_skipped'):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f'config.run.{name} must be at least 1, not {getattr(self, name)}')
-        for name in ('epochs', 'schedule_epochs'):
+        for name in ('epochs', 'schedule_epochs', 'init_timeout', 'heartbeat_timeout'):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise UserError(f'config.run.{name} must be above 0, not {getattr(self, name)}')
         for name in ('seed', 'eval_every', 'save_minutes', 'keep_every', 'max_rollbacks', 'hang_minutes'):

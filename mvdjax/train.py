@@ -13,7 +13,7 @@ import ml_collections
 from jax.sharding import Mesh
 
 from mvdjax import config as configs
-from mvdjax import hang, optimizers, preemption, selfcheck, sharding, train_state
+from mvdjax import hang, optimizers, preemption, processes, selfcheck, sharding, train_state
 from mvdjax.console import progress_bar, say
 from mvdjax.data.pipeline import Data, Stream
 from mvdjax.data.sources import FileList, check_same_classes
@@ -61,7 +61,7 @@ def check_streams(streams: Mapping[str, Stream], run: Run, mesh: Mesh) -> None:
     """Refuses batches that do not divide by the devices, and prints what reading the lists had to say."""
     for name, stream in streams.items():
         what = 'run.global_batch' if name == run.stream else f'streams.{name}.batch'
-        sharding.check_batch_size(stream.batch, run.accumulate, mesh, jax.process_count(), what)
+        sharding.check_batch_size(stream.batch, run.accumulate, mesh, processes.count(), what)
         for note in stream.files.notes:
             say(f'note: {note}')
 
@@ -169,7 +169,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
                 jax.block_until_ready(window.values[-1:])  # one step ahead, no more: what is waited for below is data
                 state, values = step_function(state, frozen, sharding.place_batch(host, mesh))
                 window.values.append(values)
-                window.records += len(main_part(host, run.stream)['video']) * jax.process_count()
+                window.records += len(main_part(host, run.stream)['video']) * processes.count()
                 if not last:
                     host = feed(window)  # read while the devices compute
                 watch.beat(step)
@@ -239,6 +239,7 @@ def _show(bar: Any, step: int, steps: int, numbers: Mapping[str, float]) -> None
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `mvdjax train`."""
     configs.add_config_argument(parser)
+    processes.add_arguments(parser)
     parser.add_argument(
         '--workdir', required=True, help='folder of checkpoints, metrics and logs; resumed if not empty'
     )
@@ -248,6 +249,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs `mvdjax train`."""
-    train(configs.load(args.config, args.overrides), args.workdir)
+    config = configs.load(args.config, args.overrides)
+    limits: Run = configs.build(Run, configs.section(config, 'run'), 'run')
+    processes.start(args, configs.flat(config), args.workdir, limits.init_timeout, limits.heartbeat_timeout)
+    train(config, args.workdir)
     selfcheck.store_once(args.workdir)
     return 0
