@@ -64,8 +64,10 @@ def eval_set(config: ml_collections.ConfigDict, name: str) -> EvalSet:
 class SetEvaluator:
     """Runs a task's evaluators on one set. Made once and called often, it compiles once."""
 
-    def __init__(self, task: Task, spec: EvalSet, mesh: Mesh, bad_file: str | None) -> None:
-        """`bad_file` is where unreadable files are listed, or None."""
+    def __init__(
+        self, task: Task, spec: EvalSet, mesh: Mesh, bad_file: str | None, precision: str | None = None
+    ) -> None:
+        """`bad_file` is where unreadable files are listed, or None; `precision`: see `settings.Run`."""
         self._task, self._mesh, self._bad_file = task, mesh, bad_file
         self._data = spec.make_data()
         self.files = self._data.read()
@@ -77,7 +79,8 @@ class SetEvaluator:
         rows = mesh.shape['data'] * mesh.shape['fsdp']
         self._batch = -(-spec.batch // rows) * rows  # padded rows are masked, so rounding up costs nothing but time
         self._empty = empty_sample(self._data, self.files)
-        self._predict = jax.jit(task.predict, out_shardings=sharding.replicated(mesh))
+        predict = sharding.traced_on(mesh, task.predict, precision)
+        self._predict = jax.jit(predict, out_shardings=sharding.replicated(mesh))
 
     def __call__(self, params: Any, frozen: Any, beat: Callable[[], None] = lambda: None) -> dict[str, Any]:
         """Evaluates; calls `beat` after every batch, as a sign of life.
@@ -151,7 +154,8 @@ def evaluate(
     check_same_classes(checkpoints.read_meta(checkpoint)['class_names'], checkpoint, files)
     one = {name: value[None] for name, value in empty_sample(data, files).items()}
     frozen, params = load_frozen_and_params(task, checkpoint, use_ema, mesh, one)
-    numbers = SetEvaluator(task, spec, mesh, bad_file)(params, frozen)
+    run: Run = configs.build(Run, configs.section(config, 'run'), 'run')
+    numbers = SetEvaluator(task, spec, mesh, bad_file, run.matmul_precision)(params, frozen)
     bad = read_bad_files(bad_file)
     results = {
         'checkpoint': folder,

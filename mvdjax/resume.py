@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 from jax.sharding import Mesh
 
@@ -25,11 +26,12 @@ from mvdjax.train_state import TrainState
 # moved, but `check_same_lists` holds what they name against the checkpoint's.
 FREE_ON_RESUME = (
     r'^run\.(log_every|save_every|save_minutes|keep|keep_every|eval_every|eval_sets|accumulate)$',
-    r'^run\.(max_skipped|max_rollbacks|hang_minutes|init_timeout|heartbeat_timeout)$',
+    r'^run\.(max_skipped|max_rollbacks|hang_minutes|compile_cache|init_timeout|heartbeat_timeout)$',
     r'^(data|streams\.[^.]+\.data)\.(files|root|class_file|workers|threads|prefetch|timeout|max_bad_fraction)$',
     r'^(data|streams\.[^.]+\.data)\.mixture\.[^.]+\.(files|root|class_file)$',
     r'^(mesh|evals|init)\.',
-    r'^task\.teachers\.\w+\.checkpoint$',
+    r'^task\.(teachers\.\w+|tokenizer)\.checkpoint$',
+    r'^task\.tokenizer\.frames_at_once$',
 )
 
 
@@ -128,7 +130,9 @@ def start_state(
         params = jax.tree.map(
             lambda new, old: old if isinstance(new, jax.ShapeDtypeStruct) else new, loaded.params, state.params
         )
-        ema = sharding.place_tree(params, mesh) if state.ema is not None else None
-        state = state._replace(params=sharding.place_tree(params, mesh), ema=ema)
+        params = sharding.place_tree(params, mesh)
+        # A copy made on the devices: the two are donated together and may not share memory.
+        ema = jax.tree.map(jnp.copy, params) if state.ema is not None else None
+        state = state._replace(params=params, ema=ema)
     saved.rehearse(state)
     return state

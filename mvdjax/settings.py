@@ -55,6 +55,8 @@ class Run:
       seed: of initialisation, data order, augmentation, masks and dropout.
       accumulate: micro-batches per optimizer step.
       ema_decay: decay of the moving average of the parameters; 0 keeps none.
+      ema_updates: updates of it per step: the micro-batches of the published run where each of them had one, see
+        `train_state.average`.
       log_every: steps per line of metrics.
       save_every: steps between checkpoints; the last step is saved always.
       save_minutes: also save when the last checkpoint is this old; 0 saves by steps only.
@@ -67,6 +69,9 @@ class Run:
       eval_sets: names in config.evals.
       stream: name of the sub-dict of config.data in a batch, where config.streams has others beside it. Epochs,
         `global_batch` and clips per second are those of config.data.
+      matmul_precision: of float32 matrix products where the hardware has quicker ones: 'default' (TensorFloat-32 on
+        GPUs, one bfloat16 pass on TPUs), 'high' or 'highest' (float32); None leaves JAX's setting.
+      compile_cache: folder of executables, in the workdir unless absolute; '' for none. See `compile_cache.use`.
       init_timeout: seconds that processes wait for each other to start.
       heartbeat_timeout: seconds without a sign of life after which a process counts as lost and the run ends.
     """
@@ -78,6 +83,7 @@ class Run:
     seed: int = 0
     accumulate: int = 1
     ema_decay: float = 0.0
+    ema_updates: int = 1
     log_every: int = 50
     save_every: int = 1000
     save_minutes: float = 0.0
@@ -89,6 +95,8 @@ class Run:
     eval_every: int = 0
     eval_sets: Sequence[str] = ()
     stream: str = 'video'
+    matmul_precision: str | None = None
+    compile_cache: str = 'compile_cache'
     init_timeout: float = 1800.0
     heartbeat_timeout: float = 100.0
 
@@ -96,7 +104,17 @@ class Run:
         """Refuses two spellings of the length, and counts that cannot be."""
         if (self.epochs is None) == (self.steps is None):
             raise UserError('config.run: give the length either as epochs or as steps, the other as None')
-        for name in ('global_batch', 'steps', 'accumulate', 'log_every', 'save_every', 'keep', 'max_skipped'):
+        counts = (
+            'global_batch',
+            'steps',
+            'accumulate',
+            'ema_updates',
+            'log_every',
+            'save_every',
+            'keep',
+            'max_skipped',
+        )
+        for name in counts:
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f'config.run.{name} must be at least 1, not {getattr(self, name)}')
         for name in ('epochs', 'schedule_epochs', 'init_timeout', 'heartbeat_timeout'):
@@ -107,6 +125,10 @@ class Run:
                 raise UserError(f'config.run.{name} must be at least 0, not {getattr(self, name)}')
         if not 0 <= self.seed < 2**32:
             raise UserError(f'config.run.seed must lie in [0, 2**32), not {self.seed}')
+        if self.matmul_precision not in (None, 'default', 'high', 'highest'):
+            raise UserError(
+                f"config.run.matmul_precision must be 'default', 'high', 'highest' or None, not {self.matmul_precision!r}"
+            )
         if not 0 <= self.ema_decay < 1:
             raise UserError(f'config.run.ema_decay must lie in [0, 1), not {self.ema_decay}')
 

@@ -1,7 +1,9 @@
 """One mesh (data, fsdp, tensor), the rules that place parameters on it, and the way batches get to the devices."""
 
+import contextlib
+import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from mvdjax import trees
 from mvdjax.errors import UserError
+from mvdjax.models import placement
 
 AXES = ('data', 'fsdp', 'tensor')
 
@@ -23,6 +26,7 @@ TENSOR_RULES = (
     ('attn/q_bias', -2),
     ('attn/v_bias', -2),
     ('attn/proj/kernel', -3),
+    ('attn/relative_position_table', -1),
     ('mlp/fc1/kernel', -1),
     ('mlp/fc1/bias', -1),
     ('mlp/fc2/kernel', -2),
@@ -42,10 +46,21 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: int | Non
     Raises:
       UserError: the sizes do not multiply to the number of devices.
     """
-    sizes = [data, fsdp, tensor]
     if devices is not None and not 1 <= devices <= jax.device_count():
         raise UserError(f'mesh.devices {devices} is not between 1 and the {jax.device_count()} devices there are')
-    count = devices or jax.device_count()
+    return mesh_of(jax.devices()[:devices], data, fsdp, tensor)
+
+
+def mesh_of(devices: Sequence[Any], data: int, fsdp: int, tensor: int) -> Mesh:
+    """The mesh of given devices, which may be those of another machine. Raises as `make_mesh`."""
+    sizes = axis_sizes(len(devices), data, fsdp, tensor)
+    # Auto axes: the compiler propagates shardings. jax.make_mesh's default, Explicit, breaks plain reshapes.
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def axis_sizes(count: int, data: int, fsdp: int, tensor: int) -> tuple[int, int, int]:
+    """The sizes of the axes over `count` devices, -1 resolved. Raises as `make_mesh`."""
+    sizes = [data, fsdp, tensor]
     known = math.prod(s for s in sizes if s != -1)
     if sizes.count(-1) == 1 and known > 0 and count % known == 0:
         sizes[sizes.index(-1)] = count // known
@@ -54,8 +69,7 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: int | Non
             f'mesh data={data} fsdp={fsdp} tensor={tensor} does not fit {count} devices: '
             'the sizes must multiply to that number (one may be -1, the rest)'
         )
-    # Auto axes: the compiler propagates shardings. jax.make_mesh's default, Explicit, breaks plain reshapes.
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=jax.devices()[:count])
+    return sizes[0], sizes[1], sizes[2]
 
 
 def parameter_sharding(path: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
@@ -81,6 +95,24 @@ def parameter_sharding(path: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSh
 def tree_sharding(tree: Any, mesh: Mesh) -> Any:
     """`parameter_sharding` of every leaf of a tree of arrays or abstract shapes."""
     return jax.tree_util.tree_map_with_path(lambda p, x: parameter_sharding(trees.path_name(p), x.shape, mesh), tree)
+
+
+def traced_on(mesh: Mesh, function: Callable[..., Any], precision: str | None = None) -> Callable[..., Any]:
+    """`function`, to be jitted: while it is traced, the models in it know this mesh (see `models.placement`).
+
+    Args:
+      mesh: that it will run on.
+      function: of positional arguments.
+      precision: of float32 matrix products, see `settings.Run`; None leaves it as it is.
+    """
+
+    @functools.wraps(function)
+    def traced(*args: Any) -> Any:
+        products = jax.default_matmul_precision(precision) if precision else contextlib.nullcontext()
+        with placement.active(placement.Placement(mesh, parameter_sharding)), products:
+            return function(*args)
+
+    return traced
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -117,20 +149,45 @@ def place_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
     return jax.tree.map(lambda value: jax.make_array_from_process_local_data(sharding, value), dict(batch))
 
 
-def place_tree(tree: Any, mesh: Mesh) -> Any:
-    """A host tree (teachers, restored parameters) -> device arrays placed by the parameter rules.
+class Sender:
+    """Sends batches to the devices ahead of their step, so that no step waits for a transfer."""
 
-    A leaf that already lives on devices comes back through the host: its old placement may not fit this mesh.
+    def __init__(self, mesh: Mesh) -> None:
+        """`mesh`: where to."""
+        self._mesh = mesh
+        self._host: Any = None
+        self._sent: Any = None
+
+    def send(self, host: Mapping[str, Any]) -> None:
+        """Starts sending this process's rows; returns at once."""
+        self._host, self._sent = host, place_batch(host, self._mesh)
+
+    def take(self, host: Mapping[str, Any]) -> dict[str, Any]:
+        """The batch on the devices: what was sent ahead, if it was this one."""
+        if self._host is not host:
+            self.send(host)
+        sent, self._host, self._sent = self._sent, None, None
+        return sent
+
+
+def place_tree(tree: Any, mesh: Mesh) -> Any:
+    """A host tree (teachers, handed-over parameters) -> device arrays placed by the parameter rules.
+
+    Every device is sent its own part and nothing else. A leaf that lives where it belongs is left alone; one that lives
+    elsewhere on devices comes back through the host.
     """
     return jax.tree.map(_place, tree, tree_sharding(tree, mesh))
 
 
 def _place(value: Any, placement: NamedSharding) -> jax.Array:
     """Every process has the value whole, unless it lies on the devices of several, and gives its devices their part."""
-    if isinstance(value, jax.Array) and not value.is_fully_addressable:
-        return jax.jit(jnp.copy, out_shardings=placement)(value)
-    host = np.asarray(value)
-    return jax.make_array_from_callback(host.shape, placement, lambda part: host[part])
+    if isinstance(value, jax.Array):
+        if value.sharding == placement:
+            return value
+        if not value.is_fully_addressable:
+            return jax.jit(jnp.copy, out_shardings=placement)(value)
+        value = np.asarray(value)
+    return jax.make_array_from_callback(value.shape, placement, lambda part: value[part])
 
 
 def describe(tree: Any, mesh: Mesh) -> str:

@@ -12,8 +12,8 @@ import jax
 import ml_collections
 from jax.sharding import Mesh
 
+from mvdjax import compile_cache, hang, optimizers, preemption, processes, selfcheck, sharding, train_state
 from mvdjax import config as configs
-from mvdjax import hang, optimizers, preemption, processes, selfcheck, sharding, train_state
 from mvdjax.console import progress_bar, say
 from mvdjax.data.pipeline import Data, Stream
 from mvdjax.data.sources import FileList, check_same_classes
@@ -52,7 +52,13 @@ def make_evaluators(
 ) -> dict[str, SetEvaluator]:
     """The evaluations that run during training."""
     return {
-        name: SetEvaluator(task, eval_set(config, name), mesh, os.path.join(workdir, f'bad_videos_{name}.jsonl'))
+        name: SetEvaluator(
+            task,
+            eval_set(config, name),
+            mesh,
+            os.path.join(workdir, f'bad_videos_{name}.jsonl'),
+            run.matmul_precision,
+        )
         for name in (run.eval_sets if run.eval_every else ())
     }
 
@@ -151,6 +157,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
         optimizer = make_optimizer(config, run, task, params, len(setup.files.records))
         state = start_state(config, run, task, optimizer, host, saved, mesh)
         frozen = sharding.place_tree(task.frozen(), mesh)
+        sender = sharding.Sender(mesh)
         step_function = compile_step(task, optimizer, run, state, mesh, rows_per_record(setup.streams))
         say(sharding.describe(params, mesh) + '\n' + _batch_sum(setup))
         meta = meta_data(config, task, setup.files, main_part(host, run.stream)['video'], before)
@@ -167,11 +174,12 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
                 step += 1
                 last = step == steps
                 jax.block_until_ready(window.values[-1:])  # one step ahead, no more: what is waited for below is data
-                state, values = step_function(state, frozen, sharding.place_batch(host, mesh))
+                state, values = step_function(state, frozen, sender.take(host))
                 window.values.append(values)
                 window.records += len(main_part(host, run.stream)['video']) * processes.count()
                 if not last:
-                    host = feed(window)  # read while the devices compute
+                    host = feed(window)  # read and sent while the devices compute
+                    sender.send(host)
                 watch.beat(step)
                 saved.check()
                 stop = notice.reached() and not last
@@ -252,6 +260,7 @@ def run(args: argparse.Namespace) -> int:
     config = configs.load(args.config, args.overrides)
     limits: Run = configs.build(Run, configs.section(config, 'run'), 'run')
     processes.start(args, configs.flat(config), args.workdir, limits.init_timeout, limits.heartbeat_timeout)
+    compile_cache.use(limits.compile_cache, args.workdir)
     train(config, args.workdir)
     selfcheck.store_once(args.workdir)
     return 0

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.sharding import Mesh
 
 from mvdjax import sharding
@@ -54,3 +55,25 @@ def create(task: Task, optimizer: Optimizer, batch: Batch, seed: int, ema: bool,
     placement = sharding.tree_sharding(jax.eval_shape(make, key, batch), mesh)
     abstract = jax.tree.map(lambda x: jnp.zeros((1, *x.shape[1:]), x.dtype), dict(batch))
     return jax.jit(make, out_shardings=placement)(key, abstract)
+
+
+def average(ema: Any, before: Any, after: Any, decay: float, updates: int = 1) -> Any:
+    """The moving average of the parameters after a step.
+
+    The published BEVT averages after every micro-batch, of which only the last of a step has changed the parameters
+    (golden: bevt/ema): `updates` - 1 times with the parameters from before the step, once with those after it.
+
+    Args:
+      ema: the average so far.
+      before: parameters before the step.
+      after: parameters after it.
+      decay: share of the average that an update keeps.
+      updates: per step.
+
+    Returns:
+      The new average, a tree like `ema`.
+    """
+
+    if updates > 1:
+        ema = optax.incremental_update(before, ema, 1.0 - decay ** (updates - 1))
+    return optax.incremental_update(after, ema, 1.0 - decay)

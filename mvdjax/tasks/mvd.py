@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mvdjax import checkpoints, handover, keywords, losses
+from mvdjax import checkpoints, flops, handover, keywords, losses, trees
 from mvdjax.console import say
 from mvdjax.data.masks import num_masked
 from mvdjax.data.sources import FileList
@@ -36,7 +36,8 @@ class Teacher:
     """A frozen encoder whose last block output, before the final norm, is the target.
 
     Attributes:
-      model: section of `models.vit.ViT`; an image teacher has patch (1, p, p).
+      model: section of `models.vit.ViT`; an image teacher has patch (1, p, p). Its dtype is also that in which the
+        weights are held on the devices, see `shapes`.
       checkpoint: a workdir or checkpoint of an `mae` stage, or 'random' for untrained weights (debugging, or the
         random-teacher ablation).
       decoder: section of the student's decoder for this teacher, without `out_dim`.
@@ -68,17 +69,34 @@ class Teacher:
         vit = self.vit()
         video = jnp.zeros((1, *vit.patch, len(vit.mean)))
         if self.checkpoint == 'random':
-            return jax.jit(vit.init)(named_key(0, f'teacher_{name}'), video)['params']
+            params = jax.jit(vit.init)(named_key(0, f'teacher_{name}'), video)['params']
+            return jax.tree.map(lambda x, held: x.astype(held.dtype), params, self.shapes(video.shape))
         meta = checkpoints.read_meta(self.checkpoint)
         check_backbone(meta, vit, f'{name} teacher', self.checkpoint)
         if vit.pos_embed == 'learned':  # on the grid that they were learned on: `check_grid` sees to it that it fits
             video = jnp.zeros((1, *meta['input_shape']))
-        expected = jax.eval_shape(vit.init, jax.random.key(0), video)['params']
+        expected = self.shapes(video.shape)
         loaded = handover.load_params(
             self.checkpoint, expected, f'{name} teacher', subtree='backbone', allow_unused=('^norm/',)
         )
         say(loaded.table)
         return loaded.params
+
+    def shapes(self, video_shape: tuple[int, ...]) -> Any:
+        """The weights for (b, t, h, w, c) input as shapes, in the dtypes that they are held in; reads nothing.
+
+        What the model would cast whenever it is used is held in its compute dtype: half the bytes where that is
+        bfloat16, and the same targets to the bit. The norms, which compute in float32, stay in float32.
+        """
+        vit = self.vit()
+
+        def held(path: tuple[Any, ...], leaf: Any) -> jax.ShapeDtypeStruct:
+            norm = any(part.startswith('norm') for part in trees.path_name(path).split('/'))
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype if norm else vit.dtype)
+
+        video = jax.ShapeDtypeStruct(video_shape, jnp.float32)
+        params = jax.eval_shape(vit.init, jax.random.key(0), video)['params']
+        return jax.tree_util.tree_map_with_path(held, params)
 
     def check_grid(self, name: str, grid: Grid) -> None:
         """Raises UserError if the teacher has learned positions for another token grid than that of its input."""
@@ -183,6 +201,16 @@ class Task:
         """The teachers' parameters."""
         return {name: teacher.params(name) for name, teacher in self._teachers().items()}
 
+    def abstract_frozen(self, batch: Batch) -> dict[str, Any]:
+        """The shapes of what `frozen` reads."""
+        return {name: teacher.shapes(self._seen(name, batch)) for name, teacher in self._teachers().items()}
+
+    def _seen(self, name: str, batch: Batch) -> tuple[int, ...]:
+        """Shape of what a teacher is given: for the image teacher one frame per tubelet, as clips of one frame."""
+        b, t, *rest = self._teacher_video(name, batch).shape
+        frames = len(range(0, t, self.backbone().patch[0]))
+        return (b * frames, 1, *rest) if name == 'image' else (b, t, *rest)
+
     def targets(self, frozen: Any, batch: Batch) -> dict[str, jax.Array]:
         """{teacher: (b, tokens, width) float32 features of every token}, from the whole unmasked clip."""
         tubelet = build_vit(self.student).patch[0]
@@ -229,6 +257,14 @@ class Task:
     def predict(self, params: Any, frozen: Any, batch: Batch) -> dict[str, jax.Array]:
         """{'loss', 'loss_<teacher>': (b,)} of each sample."""
         return self._sample_losses(params, frozen, batch, {}, train=False)
+
+    def flops(self, batch: Batch) -> dict[str, float]:
+        """{'encoder', 'decoders', '<name>_teacher'}: model FLOPs of a training step."""
+        shape = tuple(batch['video'].shape)
+        parts = flops.masked_vit(self.model(), shape, self.num_masked(shape))
+        for name, teacher in self._teachers().items():
+            parts[f'{name}_teacher'] = flops.teacher(teacher.vit(), self._seen(name, batch))
+        return parts
 
     def evaluators(self) -> dict[str, Means]:
         """The mean losses."""
