@@ -22,6 +22,7 @@ from mvdjax import checkpoints, trees
 RECORD = 'verified.json'
 FINGERPRINTS = 'fingerprints'  # an item of a checkpoint, see mvdjax/fingerprints.py
 GROUP = 2**30  # bytes of arrays that are read back at once
+UNSUMMED = (RECORD, '_CHECKPOINT_METADATA')  # the latter, Orbax's times of saving, changes once more at the end
 _CHUNK = 2**20
 
 
@@ -60,7 +61,7 @@ def files_of(folder: epath.Path) -> list[str]:
 
 def write_record(folder: epath.Path) -> None:
     """Sums up every file of a checkpoint that has just been found whole, and leaves the sums with it."""
-    sums = {name: _checksum(folder / name, force=True) for name in files_of(folder) if name != RECORD}
+    sums = {name: _checksum(folder / name, force=True) for name in files_of(folder) if name not in UNSUMMED}
     record = {'version': 1, 'verified': time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()), 'files': sums}
     (folder / RECORD).write_text(json.dumps(record))
 
