@@ -16,9 +16,9 @@ class RecompileWarning(UserWarning):
 def use(folder: str, workdir: str) -> None:
     """Keeps executables that took a second or more to compile in a folder, and takes them from there.
 
-    The next start of the same run, after a preemption say, then begins to compute at once. To be called before anything
-    is compiled. An entry that is damaged is compiled anew, with a warning. The same entry serves all processes of a run,
-    which the first of them writes.
+    The next start of the same run, after a preemption say, then begins to compute at once. To be called before a thing
+    is compiled. An entry that is damaged is compiled anew, with a warning. One entry serves all processes of a run, the
+    first of which writes it.
 
     Args:
       folder: `run.compile_cache`: in the workdir unless absolute, '' for none.

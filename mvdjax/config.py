@@ -35,6 +35,9 @@ from mvdjax.data.pipeline import Data, recipe_class
 from mvdjax.errors import UserError
 from mvdjax.settings import Init, Run, SideStream
 
+# Keys of model sections that change how a model is computed, not what it is: they may be overridden even where the file
+# leaves them out.
+LEVERS = {'remat': 'none', 'scan': True, 'attention': 'auto', 'dtype': 'float32'}
 OPTIONAL = ('streams',)
 SECTIONS = ('task_name', 'task', 'data', 'evals', 'optim', 'init', 'run', 'mesh')
 
@@ -244,7 +247,10 @@ def _override(config: ml_collections.ConfigDict, text: str) -> None:
         raise UserError(f'{text!r} is not an override; write --config.section.key=value')
     *parents, key = name.split('.')
     node: Any = config
+    lever = key in LEVERS and len(parents) > 1 and parents[0] == 'task'
     for i, parent in enumerate([*parents, key]):
+        if lever and i == len(parents) and isinstance(node, ml_collections.ConfigDict):
+            node.setdefault(key, LEVERS[key])
         if not isinstance(node, ml_collections.ConfigDict) or parent not in node:
             known = list(node) if isinstance(node, ml_collections.ConfigDict) else []
             hint = keywords.nearest(parent, known)

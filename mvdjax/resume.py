@@ -30,6 +30,7 @@ FREE_ON_RESUME = (
     r'^(data|streams\.[^.]+\.data)\.(files|root|class_file|workers|threads|prefetch|timeout|max_bad_fraction)$',
     r'^(data|streams\.[^.]+\.data)\.mixture\.[^.]+\.(files|root|class_file)$',
     r'^(mesh|evals|init)\.',
+    r'^task\..+\.(remat|scan|attention)$',
     r'^task\.(teachers\.\w+|tokenizer)\.checkpoint$',
     r'^task\.tokenizer\.frames_at_once$',
 )

@@ -11,6 +11,11 @@ TOOLS = {
         'CPU time per clip of the data loaders, beside FFmpeg alone and a loader written as the published one',
         'mvdjax bench loader --peer=decord --output=loader.json',
     ),
+    'compile': (
+        'mvdjax.bench.compile',
+        'what compiling the step of a config costs, scanned and unrolled, and what the cache of executables saves',
+        'mvdjax bench compile --output=compile.json',
+    ),
 }
 
 
