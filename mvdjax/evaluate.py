@@ -5,7 +5,7 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -90,8 +90,8 @@ class SetEvaluator:
         predict = sharding.traced_on(mesh, task.predict, precision)
         self._predict = jax.jit(predict, out_shardings=sharding.replicated(mesh))
 
-    def __call__(self, params: Any, frozen: Any) -> dict[str, Any]:
-        """Evaluates.
+    def __call__(self, params: Any, frozen: Any, beat: Callable[[], None] = lambda: None) -> dict[str, Any]:
+        """Evaluates; calls `beat` after every batch, as a sign of life.
 
         Returns:
           {metric: number, 'scored': videos that count, 'videos': videos in the list}.
@@ -117,6 +117,7 @@ class SetEvaluator:
                     evaluator.update(outputs, info)
                 scored += int(info['valid'].sum())
                 bar.update(len(info['valid']))
+                beat()
         numbers = {name: value for e in evaluators.values() for name, value in e.result().items()}
         return {**numbers, 'scored': scored, 'videos': len(self.files.records)}
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from absl import logging as absl_logging
 
 from mvdjax import __version__, processes
-from mvdjax.errors import UserError
+from mvdjax.errors import INTERRUPTED, Stopped, UserError
 
 # Command -> (module with add_arguments(parser) and run(args), one line of help). Only the module asked for is imported.
 COMMANDS = {
@@ -51,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command.
 
     Returns:
-      0, or 1 if it failed. Bad usage exits with 2 through argparse.
+      0, 1 if it failed, 75 if a run was told to stop and can be started again, 130 after Ctrl-C. Bad usage exits with
+      2 through argparse.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = next((a for a in arguments if a in COMMANDS), None)
@@ -68,10 +69,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = importlib.import_module(COMMANDS[args.command][0]).run(args)
         processes.finish()
         return code
+    except Stopped as stop:  # on all processes at once
+        print(f'{processes.prefix()}{stop}', file=sys.stderr)
+        processes.finish()
+        return stop.code
     except BaseException as error:
         text = _sentence(error)
         if text is not None:
-            return _fail(args, text)
+            return _fail(args, text, INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1)
         if isinstance(error, RuntimeError):
             processes.await_news()
         if processes.count() > 1:
@@ -99,10 +104,10 @@ def _sentence(error: BaseException) -> str | None:
     return None
 
 
-def _fail(args: argparse.Namespace, text: str) -> int:
+def _fail(args: argparse.Namespace, text: str, code: int) -> int:
     if args.debug:
         traceback.print_exc()
     text = ' '.join(text.split('\n'))
     print(f'{processes.prefix()}{text}', file=sys.stderr)
-    processes.abandon(text, 1)
-    return 1
+    processes.abandon(text, code)
+    return code
