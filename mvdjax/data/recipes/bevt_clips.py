@@ -60,7 +60,7 @@ class Recipe:
     def __call__(self, record: Record, rng: np.random.Generator) -> Sample:
         """A sample with `video`, `token_video` and `mask`."""
         frames = read_frames(
-            media.fetch(record.path), lambda n: sampling.windows_train(n, rng, self.length, self.stride)[0]
+            media.fetch_clip(record.path), lambda n: sampling.windows_train(n, rng, self.length, self.stride)[0]
         )
         clip = ops.random_short_side_crop(rng, frames, self.size, self.short_sides)
         if rng.random() < self.flip:
