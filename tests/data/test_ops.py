@@ -149,7 +149,7 @@ def test_fast_antialiased_resize_is_near_pillow_where_it_shrinks():
     frames = np.stack([cv2.resize(frame, (160, 128), interpolation=cv2.INTER_CUBIC) for frame in coarse])
     frames = (frames + rng.integers(-4, 5, frames.shape)).clip(0, 255).astype(np.uint8)
     means = {}
-    for size in ((120, 150), (112, 140), (100, 160), (128, 100), (90, 110), (70, 90), (64, 80)):
+    for size in ((112, 140), (100, 160), (128, 100), (90, 110), (70, 90), (64, 80)):
         exact, fast = (ops.crop_resize_antialias(frames, (0, 0, 128, 160), size, fast=f) for f in (False, True))
         off = np.abs(exact.astype(int) - fast)
         assert off.max() <= 4, size
