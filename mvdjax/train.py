@@ -239,6 +239,8 @@ def make_evaluators(
     config: ml_collections.ConfigDict, run: configs.Run, task: Task, mesh: Mesh, workdir: str
 ) -> dict[str, SetEvaluator]:
     """The evaluations that run during training."""
+    if run.eval_sets and not run.eval_every:
+        say(f'note: run.eval_sets names {", ".join(run.eval_sets)}, but run.eval_every is 0: nothing is evaluated')
     return {
         name: SetEvaluator(task, eval_set(config, name), mesh, os.path.join(workdir, f'bad_videos_{name}.jsonl'))
         for name in (run.eval_sets if run.eval_every else ())

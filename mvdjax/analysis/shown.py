@@ -20,7 +20,7 @@ from mvdjax.evaluate import EvalSet, eval_set
 
 TRAIN = 'train'
 _RECORD = 'record'  # of a sample: the record it was made of
-_RECORD_BYTES = 8192
+_RECORD_BYTES = 65536  # twelve, as JSON may need, for each of the 4096 that a path may have, and some
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +72,10 @@ class _NamingRecipe:
         """The other's sample with `record`, uint8 (_RECORD_BYTES,): JSON, padded with zeros."""
         sample = self.recipe(record, rng)
         text = np.frombuffer(json.dumps([record.path, record.label, record.line]).encode(), np.uint8)
+        if len(text) > _RECORD_BYTES:
+            raise UserError(f'line {record.line} of the list has a path of {len(record.path)} characters, too long')
         row = np.zeros(_RECORD_BYTES, np.uint8)
-        row[: len(text)] = text[:_RECORD_BYTES]
+        row[: len(text)] = text
         return {**sample, _RECORD: row if self.views == 1 else np.stack([row] * self.views)}
 
 
