@@ -88,7 +88,7 @@ def test_a_data_set_in_its_own_format_is_scored_and_what_is_odd_about_it_is_said
     assert (result['top1'], result['scored']) == (plain['top1'], plain['scored'])
     printed = capsys.readouterr().out
     assert f'note: diving48:test: 1 of the 17 files that {tmp_path}/set/Diving48_V2_test.json lists are not' in printed
-    assert 'note: diving48:test: 16 files, published are 1970; scores on other files are other scores' in printed
+    assert 'note: diving48:test: 16 files, usual are 1970; scores on other files are other scores' in printed
     assert 'note: diving48:test: 8 classes, published are 48' in printed
 
 

@@ -56,7 +56,7 @@ def test_kinetics(tree):
     assert train.notes == (
         f'k400:train: 1 of the 3 files that {root}/annotations/train.csv lists are not under {root}, such as '
         'gone_000020_000030; they are left out',
-        'k400:train: 2 files, published are 246534; scores on other files are other scores',
+        'k400:train: 2 files, usual are 246534; scores on other files are other scores',
         'k400:train: 3 classes, published are 400',
     )
     val = read_list('k600:val', root=root)
