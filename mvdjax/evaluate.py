@@ -37,10 +37,12 @@ class EvalSet:
     Attributes:
       data: section of `data.pipeline.Data`, usually with the recipe 'views'.
       batch: videos per step over all devices; changes the speed and the memory, never the result.
+      note: what to know about the scores of this set; printed with them.
     """
 
     data: Mapping[str, Any]
     batch: int
+    note: str = ''
 
     def __post_init__(self) -> None:
         """Refuses an empty batch."""
@@ -188,6 +190,8 @@ def evaluate(
             json.dump(results, file, indent=1)
         os.replace(path + '.tmp', path)
     say(summary(numbers, bad_file if bad else None))
+    if spec.note:
+        say(f'note: {spec.note}')
     return results
 
 

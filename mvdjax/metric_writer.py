@@ -1,14 +1,20 @@
-"""Metrics of a run: `metrics.jsonl` always, TensorBoard beside it, both written by process 0."""
+"""Metrics of a run: `metrics.jsonl` always, TensorBoard beside it, both written by process 0.
+
+Each line of `metrics.jsonl` is JSON; a number that is not finite stands there as "NaN", "Infinity" or "-Infinity".
+"""
 
 import json
+import math
 import os
 from collections.abc import Mapping
+from typing import Any
 
 from tensorboardX import SummaryWriter
 
 from mvdjax import processes
 
 FILE = 'metrics.jsonl'
+_NO_NUMBERS = ('NaN', 'Infinity', '-Infinity')
 
 
 class MetricWriter:
@@ -28,7 +34,7 @@ class MetricWriter:
         path = os.path.join(self._workdir, FILE)
         kept = [record for record in read_metrics(self._workdir) if record['step'] <= start_step]
         with open(path + '.tmp', 'w', encoding='utf-8') as file:
-            file.writelines(json.dumps(record) + '\n' for record in kept)
+            file.writelines(_line(record) for record in kept)
         os.replace(path + '.tmp', path)
         self._file = open(path, 'a', encoding='utf-8')  # noqa: SIM115 - closed in __exit__
         self._board = SummaryWriter(os.path.join(self._workdir, 'tensorboard'), purge_step=start_step + 1)
@@ -53,7 +59,7 @@ class MetricWriter:
         """One record: {'step': ..., 'kind': 'train' or an evaluation set, name: number}."""
         if not self._active:
             return
-        self._file.write(json.dumps({'step': step, 'kind': kind, **values}) + '\n')
+        self._file.write(_line({'step': step, 'kind': kind, **values}))
         self._file.flush()
         for name, value in values.items():
             self._board.add_scalar(f'{kind}/{name}', value, step)
@@ -68,5 +74,16 @@ def read_metrics(workdir: str) -> list[dict]:
     with open(path, encoding='utf-8') as file:
         for line in file:
             if line.endswith('\n'):
-                records.append(json.loads(line))
+                record = json.loads(line)
+                records.append({k: float(v) if v in _NO_NUMBERS else v for k, v in record.items()})
     return records
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    """A record as JSON, which has no word for numbers that are not finite: they are written as strings."""
+    finite = {k: v if isinstance(v, str) or math.isfinite(v) else _name(v) for k, v in record.items()}
+    return json.dumps(finite, allow_nan=False) + '\n'
+
+
+def _name(value: float) -> str:
+    return 'NaN' if math.isnan(value) else 'Infinity' if value > 0 else '-Infinity'

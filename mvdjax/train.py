@@ -51,6 +51,8 @@ def make_evaluators(
     config: ml_collections.ConfigDict, run: Run, task: Task, mesh: Mesh, workdir: str
 ) -> dict[str, SetEvaluator]:
     """The evaluations that run during training."""
+    if run.eval_sets and not run.eval_every:
+        say(f'note: run.eval_sets names {", ".join(run.eval_sets)}, but run.eval_every is 0: nothing is evaluated')
     return {
         name: SetEvaluator(
             task,

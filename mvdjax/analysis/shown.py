@@ -21,7 +21,7 @@ from mvdjax.settings import Run
 
 TRAIN = 'train'
 _RECORD = 'record'  # of a sample: the record it was made of
-_RECORD_BYTES = 8192
+_RECORD_BYTES = 65536  # twelve, as JSON may need, for each of the 4096 that a path may have, and some
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +71,10 @@ class _NamingRecipe:
 
     def __call__(self, record: Record, rng: np.random.Generator) -> Sample:
         """The other's sample with `record`, uint8 (_RECORD_BYTES,): JSON, padded with zeros."""
-        return self._named(self.recipe(record, rng), json.dumps([record.path, record.label, record.line]))
+        name = json.dumps([record.path, record.label, record.line])
+        if len(name.encode()) > _RECORD_BYTES:
+            raise UserError(f'line {record.line} of the list has a path of {len(record.path)} characters, too long')
+        return self._named(self.recipe(record, rng), name)
 
     def blank(self) -> Sample:
         """The other's, of no file."""
@@ -80,7 +83,7 @@ class _NamingRecipe:
     def _named(self, sample: Sample, name: str) -> Sample:
         text = np.frombuffer(name.encode(), np.uint8)
         row = np.zeros(_RECORD_BYTES, np.uint8)
-        row[: len(text)] = text[:_RECORD_BYTES]
+        row[: len(text)] = text
         return {**sample, _RECORD: row if self.views == 1 else np.stack([row] * self.views)}
 
 

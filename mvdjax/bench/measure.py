@@ -88,8 +88,11 @@ class Result:
         return statistics.median(self.wall_ms)
 
 
-def _serve(candidate: Candidate, connection: Connection) -> None:
-    """The child: makes the candidate's function, then runs the batches it is told to, and answers with their cost."""
+def serve(candidate: Candidate, connection: Connection) -> None:
+    """The child: makes the candidate's function, then runs the batches it is told to, and answers with their cost.
+
+    Its first answer is None, or a string that says why it cannot run.
+    """
     try:
         module, function = candidate.factory.split(':')
         make: Make = getattr(importlib.import_module(module), function)(**candidate.arguments)
@@ -117,7 +120,7 @@ def _children(candidates: Sequence[Candidate]) -> Iterator[list[Connection]]:
     try:
         for candidate in candidates:
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(candidate, theirs))
+            process = context.Process(target=serve, args=(candidate, theirs))
             process.start()
             theirs.close()
             connections.append(ours)

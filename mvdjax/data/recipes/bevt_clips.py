@@ -68,7 +68,7 @@ class Recipe:
     def __call__(self, record: Record, rng: np.random.Generator) -> Sample:
         """A sample with `video`, `token_video` and `mask`, each with a leading axis of `views` if several."""
         frames = read_frames(
-            media.fetch(record.path),
+            media.fetch_clip(record.path),
             lambda n: sampling.windows_train(n, rng, self.length, self.stride, self.views).reshape(-1),
         )
         return stack_views([self._view(clip, rng) for clip in np.split(frames, self.views)])

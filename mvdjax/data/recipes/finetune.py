@@ -104,5 +104,5 @@ class Recipe:
     def __call__(self, record: Record, rng: np.random.Generator) -> Sample:
         """A sample with `video`, `label`, maybe `erase`, each with a leading axis of `views` if there are several."""
         pick = sampling.RULES[self.sampling].train
-        frames = read_frames(media.fetch(record.path), lambda n: pick(n, rng, self.length, self.stride))
+        frames = read_frames(media.fetch_clip(record.path), lambda n: pick(n, rng, self.length, self.stride))
         return stack_views([self._view(frames, record.label, rng) for _ in range(self.views)])
