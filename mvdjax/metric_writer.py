@@ -1,11 +1,14 @@
-"""Metrics of a run: `metrics.jsonl` always, TensorBoard beside it, both written by process 0."""
+"""Metrics of a run, written by process 0: `metrics.jsonl` and TensorBoard always, Weights & Biases where asked for."""
 
 import json
 import os
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 from tensorboardX import SummaryWriter
+
+from mvdjax import wandb_run
 
 FILE = 'metrics.jsonl'
 
@@ -16,8 +19,20 @@ class MetricWriter:
     A resumed run takes back what was logged after the checkpoint it starts from, so that every step stands once.
     """
 
-    def __init__(self, workdir: str, start_step: int) -> None:
-        """Opens the files of a workdir for a run that continues after `start_step`."""
+    def __init__(
+        self, workdir: str, start_step: int, project: str = '', config: Mapping[str, Any] | None = None
+    ) -> None:
+        """Opens the files of a workdir for a run that continues after `start_step`.
+
+        Args:
+          workdir: the run's.
+          start_step: lines of later steps are taken back.
+          project: Weights & Biases project to report to as well; '' for none.
+          config: what that project shows as the run's configuration.
+
+        Raises:
+          UserError: Weights & Biases is not installed, or does not start.
+        """
         self._active = jax.process_index() == 0
         if not self._active:
             return
@@ -28,6 +43,7 @@ class MetricWriter:
         os.replace(path + '.tmp', path)
         self._file = open(path, 'a', encoding='utf-8')  # noqa: SIM115 - closed in __exit__
         self._board = SummaryWriter(os.path.join(workdir, 'tensorboard'), purge_step=start_step + 1)
+        self._wandb = wandb_run.start(workdir, project, config or {}) if project else None
 
     def __enter__(self) -> 'MetricWriter':
         """Self."""
@@ -38,6 +54,8 @@ class MetricWriter:
         if self._active:
             self._file.close()
             self._board.close()
+            if self._wandb is not None:
+                self._wandb.finish()
 
     def write(self, step: int, kind: str, values: Mapping[str, float]) -> None:
         """One record: {'step': ..., 'kind': 'train' or an evaluation set, name: number}."""
@@ -47,6 +65,8 @@ class MetricWriter:
         self._file.flush()
         for name, value in values.items():
             self._board.add_scalar(f'{kind}/{name}', value, step)
+        if self._wandb is not None:
+            self._wandb.log({'step': step, **{f'{kind}/{name}': value for name, value in values.items()}})
 
 
 def read_metrics(workdir: str) -> list[dict]:

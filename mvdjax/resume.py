@@ -21,7 +21,7 @@ from mvdjax.train_state import TrainState
 # What may differ when a run is resumed: where things lie and how fast they go, not what is computed. Lists may have
 # moved, but `check_same_lists` holds what they name against the checkpoint's.
 FREE_ON_RESUME = (
-    r'^run\.(log_every|save_every|keep|eval_every|eval_sets|accumulate)$',
+    r'^run\.(log_every|save_every|keep|eval_every|eval_sets|accumulate|wandb)$',
     r'^(data|streams\.[^.]+\.data)\.(files|root|class_file|workers|threads|prefetch|timeout|max_bad_fraction)$',
     r'^(data|streams\.[^.]+\.data)\.mixture\.[^.]+\.(files|root|class_file)$',
     r'^(mesh|evals|init)\.',

@@ -60,6 +60,7 @@ class Run:
       keep: newest checkpoints kept.
       eval_every: steps between evaluations of `eval_sets`; 0 for none.
       eval_sets: names in config.evals.
+      wandb: Weights & Biases project to report to as well; '' for none.
       stream: name of the sub-dict of config.data in a batch, where config.streams has others beside it. Epochs,
         `global_batch` and clips per second are those of config.data.
     """
@@ -76,6 +77,7 @@ class Run:
     keep: int = 3
     eval_every: int = 0
     eval_sets: Sequence[str] = ()
+    wandb: str = ''
     stream: str = 'video'
 
     def __post_init__(self) -> None:
