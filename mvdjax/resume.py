@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from mvdjax import checkpoints, handover, optimizers, sharding, train_state
 from mvdjax import config as configs
 from mvdjax.console import say
-from mvdjax.data.sources import FileList
+from mvdjax.data.schema import FileList
 from mvdjax.errors import UserError
 from mvdjax.settings import Init, Run
 from mvdjax.tasks.base import Batch, Task, check_backbone, describe

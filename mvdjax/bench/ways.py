@@ -17,8 +17,7 @@ from mvdjax.bench import peer_decord
 from mvdjax.bench.measure import Cost, Make
 from mvdjax.data import pipeline, sampling, worker_settings
 from mvdjax.data import workers as data_workers
-from mvdjax.data.schema import Record
-from mvdjax.data.sources import FileList
+from mvdjax.data.schema import FileList, Record
 
 
 def _samples(files: FileList, i: int, batch: int) -> Iterator[tuple[Record, np.random.Generator]]:

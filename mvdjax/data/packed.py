@@ -22,8 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from mvdjax.data.decode import Blob, DecodeError
-from mvdjax.data.schema import Record
-from mvdjax.data.sources import FileList
+from mvdjax.data.schema import FileList, Record
 from mvdjax.errors import UserError
 
 SUMMARY = 'pack.json'

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mvdjax import keywords
-from mvdjax.data.sources import FileList
+from mvdjax.data.schema import FileList
 from mvdjax.errors import UserError
 from mvdjax.metrics import Metrics
 from mvdjax.models.embed import Grid, token_grid
@@ -62,6 +62,9 @@ class Task(Protocol):
 
     def predict(self, params: Any, frozen: Any, batch: Batch) -> dict[str, jax.Array]:
         """Outputs for evaluation and pictures."""
+
+    def flops(self, batch: Batch) -> dict[str, float]:
+        """Model FLOPs of a training step on a batch of these shapes (arrays or abstract), by part; see mvdjax/flops."""
 
     def evaluators(self) -> Mapping[str, 'Evaluator']:
         """Name -> a fresh accumulator of what `predict` returns."""

@@ -12,9 +12,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mvdjax import losses
+from mvdjax import flops, losses
 from mvdjax.data.masks import num_masked
-from mvdjax.data.sources import FileList
+from mvdjax.data.schema import FileList
 from mvdjax.errors import UserError
 from mvdjax.evaluation.means import Means
 from mvdjax.metrics import Metrics, weighted
@@ -126,6 +126,11 @@ class Task:
         """{'loss': (b,)} of each sample."""
         del frozen
         return {'loss': self._sample_losses(params, batch, {}, train=False)}
+
+    def flops(self, batch: Batch) -> dict[str, float]:
+        """{'encoder', 'decoders'}: model FLOPs of a training step."""
+        shape = tuple(batch['video'].shape)
+        return flops.masked_vit(self.model(), shape, self.num_masked(shape))
 
     def evaluators(self) -> dict[str, Means]:
         """The mean loss."""

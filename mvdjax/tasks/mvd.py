@@ -7,10 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mvdjax import checkpoints, handover, keywords, losses
+from mvdjax import checkpoints, flops, handover, keywords, losses
 from mvdjax.console import say
 from mvdjax.data.masks import num_masked
-from mvdjax.data.sources import FileList
+from mvdjax.data.schema import FileList
 from mvdjax.errors import UserError
 from mvdjax.evaluation.means import Means
 from mvdjax.metrics import Metrics, weighted
@@ -229,6 +229,17 @@ class Task:
     def predict(self, params: Any, frozen: Any, batch: Batch) -> dict[str, jax.Array]:
         """{'loss', 'loss_<teacher>': (b,)} of each sample."""
         return self._sample_losses(params, frozen, batch, {}, train=False)
+
+    def flops(self, batch: Batch) -> dict[str, float]:
+        """{'encoder', 'decoders', '<name>_teacher'}: model FLOPs of a training step."""
+        shape = tuple(batch['video'].shape)
+        parts = flops.masked_vit(self.model(), shape, self.num_masked(shape))
+        for name, teacher in self._teachers().items():
+            seen = tuple(self._teacher_video(name, batch).shape)
+            if name == 'image':
+                seen = (seen[0] * len(range(0, seen[1], self.backbone().patch[0])), 1, *seen[2:])
+            parts[f'{name}_teacher'] = flops.teacher(teacher.vit(), seen)
+        return parts
 
     def evaluators(self) -> dict[str, Means]:
         """The mean losses."""
