@@ -55,6 +55,9 @@ class Task(Protocol):
     def frozen(self) -> Any:
         """What the loss needs but never trains or saves (teachers): read once, placed once."""
 
+    def abstract_frozen(self, batch: Batch) -> Any:
+        """The shapes of what `frozen` gives for batches like `batch`, without reading it: no checkpoint need exist."""
+
     def loss(
         self, params: Any, frozen: Any, batch: Batch, rngs: Mapping[str, jax.Array], train: bool
     ) -> tuple[jax.Array, Metrics]:

@@ -113,6 +113,10 @@ class Task:
         """Nothing."""
         return {}
 
+    def abstract_frozen(self, batch: Batch) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
     def loss(
         self, params: Any, frozen: Any, batch: Batch, rngs: Mapping[str, jax.Array], train: bool
     ) -> tuple[jax.Array, Metrics]:

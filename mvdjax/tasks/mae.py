@@ -88,6 +88,10 @@ class Task:
         """Nothing."""
         return {}
 
+    def abstract_frozen(self, batch: Batch) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
     def targets(self, video: jax.Array) -> jax.Array:
         """uint8 (b, t, h, w, c) -> (b, tokens, values) float32 targets of every token."""
         vit = self.backbone()

@@ -57,6 +57,14 @@ class Recipe:
         """One sample per video."""
         return 1
 
+    def blank(self) -> Sample:
+        """Zeros in place of a sample, see `schema.Recipe`."""
+        return {
+            'video': ops.blank_clip(self.length, self.size),
+            'token_video': ops.blank_clip(self.length, self.token_size),
+            'mask': np.zeros(np.prod(self._grid()), bool),
+        }
+
     def __call__(self, record: Record, rng: np.random.Generator) -> Sample:
         """A sample with `video`, `token_video` and `mask`."""
         frames = read_frames(
