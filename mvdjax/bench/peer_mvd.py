@@ -1,4 +1,4 @@
-"""The peer of `mvdjax bench step --peer=DIR`: training steps of the published MVD models, from a checkout of their code.
+"""The peer of `mvdjax bench step --peer=DIR`: training steps of the published MVD models, from a checkout of theirs.
 
 Only the models come from there (modeling_student, modeling_teacher, modeling_video_teacher, modeling_finetune); the
 step around them is ours and does what their engines do: teachers without gradient, losses read back, gradients unscaled
@@ -33,7 +33,10 @@ BETAS = {'mvd': (0.9, 0.95), 'classify': (0.9, 0.999)}
 class _StandIn(types.ModuleType):
     """A module any of whose names can be imported, and none used."""
 
-    __path__: list[str] = []
+    def __init__(self, name: str) -> None:
+        """An empty package."""
+        super().__init__(name)
+        self.__path__: list[str] = []
 
     def __getattr__(self, name: str) -> Any:
         """A class of that name."""
@@ -54,7 +57,7 @@ def _published(checkout: str) -> Callable[[str], types.ModuleType]:
     except ImportError as error:
         raise UserError(f'--peer needs PyTorch and einops ({error}): pip install torch einops') from error
     six = types.ModuleType('torch._six')
-    six.container_abcs, six.string_classes, six.int_classes = collections.abc, (str, bytes), int  # type: ignore
+    six.container_abcs, six.string_classes, six.int_classes = collections.abc, (str, bytes), int  # type: ignore[attr-defined]
     sys.modules.setdefault('torch._six', six)
     try:
         import torchvision  # noqa: F401
@@ -67,7 +70,7 @@ def _published(checkout: str) -> Callable[[str], types.ModuleType]:
             if parent:
                 setattr(sys.modules[parent], child, sys.modules[name])
     if not hasattr(np, 'float'):
-        np.float = float  # type: ignore[attr-defined]
+        np.float = float  # type: ignore[attr-defined]  # noqa: NPY001
     sys.path.insert(0, checkout)
 
     def load(name: str) -> types.ModuleType:
@@ -94,7 +97,7 @@ def _fuse(torch: Any, module: types.ModuleType) -> None:
         y = torch.nn.functional.scaled_dot_product_attention(q, k, v)
         return self.proj(y.transpose(1, 2).reshape(rows, tokens, width))
 
-    module.Attention.forward = forward  # type: ignore[attr-defined]
+    module.Attention.forward = forward
 
 
 def step(checkout: str, task: str, models: Mapping[str, Any], batch: int, mode: str, steps: int, threads: int) -> Make:
@@ -127,8 +130,8 @@ def step(checkout: str, task: str, models: Mapping[str, Any], batch: int, mode: 
             _fuse(torch, load(name))
         for module in modules.values():
             module.compile()
-    options = {'lr': 1e-4, 'betas': BETAS[task], 'weight_decay': 0.05}
-    optimizer = torch.optim.AdamW(trained.parameters(), **options, **({'fused': True} if mode == 'tuned' else {}))
+    options: dict[str, Any] = {'lr': 1e-4, 'betas': BETAS[task], 'weight_decay': 0.05}
+    optimizer = torch.optim.AdamW(trained.parameters(), **options, fused=True if mode == 'tuned' else None)
     scaler = torch.amp.GradScaler(device.type, enabled=mode == 'shipped')
     dtype = torch.float16 if mode == 'shipped' else torch.bfloat16
 
@@ -163,7 +166,7 @@ def step(checkout: str, task: str, models: Mapping[str, Any], batch: int, mode: 
 
 
 def _distillation(torch: Any, load: Any, models: Mapping[str, Any], batch: int, device: Any) -> Any:
-    """Student and teachers. `models`: 'student', 'teachers' (variants), 'drop_path', 'width', 'depth', 'heads' of a decoder.
+    """Student and teachers. `models`: variants 'student' and 'teachers', 'teacher_width', 'drop_path', decoder's size.
 
     Returns:
       ({'student', 'image', 'video'}, their loss function, clips per step).
@@ -208,7 +211,9 @@ def _distillation(torch: Any, load: Any, models: Mapping[str, Any], batch: int, 
 def _finetuning(torch: Any, load: Any, models: Mapping[str, Any], batch: int, device: Any) -> Any:
     """A classifier. `models`: 'model' (variant), 'drop_path', 'classes'; `batch` counts clips. Returns as above."""
     build = getattr(load('modeling_finetune'), f'vit_{SIZES[models["model"]]}_patch16_224')
-    model = build(num_classes=models['classes'], all_frames=16, tubelet_size=TUBELET, drop_path_rate=models['drop_path'])
+    model = build(
+        num_classes=models['classes'], all_frames=16, tubelet_size=TUBELET, drop_path_rate=models['drop_path']
+    )
     clips = torch.randn(batch, 3, 16, 224, 224, device=device)
     soft = torch.softmax(torch.randn(batch, models['classes'], device=device), dim=-1)
 

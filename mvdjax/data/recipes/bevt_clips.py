@@ -4,10 +4,10 @@ import dataclasses
 
 import numpy as np
 
-from mvdjax.data import media, ops, sampling
-from mvdjax.data.decode import read_frames
+from mvdjax.data import ops, sampling
 from mvdjax.data.limits import check_blocks, check_counts, check_shares, check_short_sides, token_grid
 from mvdjax.data.masks import block_tube_mask
+from mvdjax.data.reading import read_frames
 from mvdjax.data.schema import Record, Sample
 from mvdjax.errors import UserError
 
@@ -67,9 +67,7 @@ class Recipe:
 
     def __call__(self, record: Record, rng: np.random.Generator) -> Sample:
         """A sample with `video`, `token_video` and `mask`."""
-        frames = read_frames(
-            media.fetch(record.path), lambda n: sampling.windows_train(n, rng, self.length, self.stride)[0]
-        )
+        frames = read_frames(record.path, lambda n: sampling.windows_train(n, rng, self.length, self.stride)[0])
         clip = ops.random_short_side_crop(rng, frames, self.size, self.short_sides)
         if rng.random() < self.flip:
             clip = ops.flip(clip)
