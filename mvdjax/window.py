@@ -9,6 +9,7 @@ import jax
 
 from mvdjax import metrics
 from mvdjax.data import workers
+from mvdjax.device_memory import device_memory
 from mvdjax.errors import UserError
 from mvdjax.step_clock import StepClock
 
@@ -85,14 +86,3 @@ class Window:
                     'clip gradients (optim.clip_norm) or compute in float32, and start again from the last checkpoint'
                 )
         return numbers
-
-
-def device_memory() -> dict[str, float]:
-    """{'device_memory_mib', 'device_memory_peak_mib': of this process's fullest device}; {} where it is not known."""
-    found = [stats for device in jax.local_devices() if (stats := device.memory_stats())]
-    if not found:
-        return {}
-    return {
-        'device_memory_mib': max(stats.get('bytes_in_use', 0) for stats in found) / 2**20,
-        'device_memory_peak_mib': max(stats.get('peak_bytes_in_use', 0) for stats in found) / 2**20,
-    }

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from mvdjax import metrics, wandb_run, window
+from mvdjax import metrics, wandb_run
+from mvdjax.device_memory import device_memory
 from mvdjax.errors import UserError
 from mvdjax.goodput import Goodput
 from mvdjax.metric_writer import MetricWriter, read_metrics
@@ -76,9 +77,9 @@ def test_device_memory_is_that_of_the_fullest_device(monkeypatch):
             return self.used and {'bytes_in_use': self.used, 'peak_bytes_in_use': 2 * self.used}
 
     monkeypatch.setattr(jax, 'local_devices', lambda: [Device(2**20), Device(3 * 2**20)])
-    assert window.device_memory() == {'device_memory_mib': 3.0, 'device_memory_peak_mib': 6.0}
+    assert device_memory() == {'device_memory_mib': 3.0, 'device_memory_peak_mib': 6.0}
     monkeypatch.setattr(jax, 'local_devices', lambda: [Device(None)])
-    assert window.device_memory() == {}
+    assert device_memory() == {}
 
 
 def test_step_clock_knows_when_the_devices_are_done():

@@ -13,7 +13,7 @@ import statistics
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -102,10 +102,11 @@ def _serve(candidate: Candidate, connection: Connection) -> None:
             connection.send(dataclasses.replace(cost, memory={**cost.memory, **peak}))
     except UserError as error:
         connection.send(str(error))
-    except EOFError:
+    except (EOFError, BrokenPipeError):
         pass  # the parent is gone
     except BaseException:  # whatever it is, the parent is waiting for it  # noqa: BLE001
-        connection.send(f'{candidate.name} failed: {traceback.format_exc()}')
+        with suppress(BrokenPipeError):
+            connection.send(f'{candidate.name} failed: {traceback.format_exc()}')
 
 
 @contextmanager

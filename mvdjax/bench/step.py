@@ -12,7 +12,7 @@ from typing import Any
 import ml_collections
 
 from mvdjax import config_file
-from mvdjax.bench import loader_report, machine
+from mvdjax.bench import machine, report_file
 from mvdjax.bench.measure import Candidate, Result, interleaved
 from mvdjax.bench.peer_mvd import MODES, SIZES
 from mvdjax.errors import UserError
@@ -30,7 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--config', required=True, metavar='FILE[:ARG]', help='the recipe; change a value with --config.section.key=...'
     )
-    parser.add_argument('--batch', type=int, default=1, help='clips per step, over all devices (default: %(default)s)')
+    parser.add_argument(
+        '--batch',
+        type=int,
+        default=1,
+        help='clips per step over all devices, without accumulation (default: %(default)s)',
+    )
     parser.add_argument('--dtype', choices=DTYPES, help="compute type of all models (default: the config's)")
     parser.add_argument('--steps', type=int, default=1, help='steps that are timed at once (default: %(default)s)')
     parser.add_argument('--repeats', type=int, default=5, help='rounds, of which medians are taken (default: 5)')
@@ -77,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
     if args.output:
         settings = {name: getattr(args, name) for name in ('config', 'batch', 'steps', 'repeats', 'peer')}
         facts = {'schema': SCHEMA, 'benchmark': 'step', 'machine': machine.facts(PACKAGES)}
-        loader_report.write(args.output, {**facts, 'settings': {**settings, 'dtype': dtype}, 'rows': rows})
+        report_file.write(args.output, {**facts, 'settings': {**settings, 'dtype': dtype}, 'rows': rows})
     return 0
 
 
