@@ -15,6 +15,7 @@ A section is the keyword arguments of exactly one callable, so a misspelt or mis
 
 import argparse
 import inspect
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -163,6 +164,19 @@ def _fill(node: ml_collections.ConfigDict, function: Callable[..., Any]) -> None
     for key, parameter in inspect.signature(function).parameters.items():
         if parameter.default is not inspect.Parameter.empty and key not in node:
             node[key] = parameter.default
+
+
+def flat(config: Any) -> dict[str, Any]:
+    """A config, or the dict that a checkpoint keeps of one, as {'a.b': JSON value}."""
+    if isinstance(config, ml_collections.ConfigDict):
+        config = json.loads(json.dumps(config.to_dict()))
+    found: dict[str, Any] = {}
+    for name, child in config.items():
+        if isinstance(child, Mapping):
+            found |= {f'{name}.{key}': value for key, value in flat(child).items()}
+        else:
+            found[name] = child
+    return found
 
 
 def from_meta(meta: Mapping[str, Any]) -> ml_collections.ConfigDict:

@@ -5,19 +5,20 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import ml_collections
 from jax.sharding import Mesh
 
-from mvdjax import checkpoints, handover, sharding
+from mvdjax import checkpoints, handover, processes, sharding
 from mvdjax import config as configs
 from mvdjax.console import progress_bar, say
 from mvdjax.data.pipeline import BadFiles, Data, empty_sample, eval_batches, read_bad_files
 from mvdjax.data.sources import check_same_classes
 from mvdjax.errors import UserError
+from mvdjax.settings import Run
 from mvdjax.tasks.base import Task, check_backbone
 
 
@@ -78,8 +79,8 @@ class SetEvaluator:
         self._empty = empty_sample(self._data, self.files)
         self._predict = jax.jit(task.predict, out_shardings=sharding.replicated(mesh))
 
-    def __call__(self, params: Any, frozen: Any) -> dict[str, Any]:
-        """Evaluates.
+    def __call__(self, params: Any, frozen: Any, beat: Callable[[], None] = lambda: None) -> dict[str, Any]:
+        """Evaluates; calls `beat` after every batch, as a sign of life.
 
         Returns:
           {metric: number, 'scored': videos that count, 'videos': videos in the list}.
@@ -92,8 +93,8 @@ class SetEvaluator:
             batch=self._batch,
             empty=self._empty,
             bad=BadFiles(self._bad_file),
-            process=jax.process_index(),
-            processes=jax.process_count(),
+            process=processes.index(),
+            processes=processes.count(),
         )
         with progress_bar(len(self.files.records), 0, 'video') as bar:
             for host in batches:
@@ -104,6 +105,7 @@ class SetEvaluator:
                     evaluator.update(outputs, info)
                 scored += int(info['valid'].sum())
                 bar.update(len(info['valid']))
+                beat()
         numbers = {name: value for e in evaluators.values() for name, value in e.result().items()}
         return {**numbers, 'scored': scored, 'videos': len(self.files.records)}
 
@@ -161,7 +163,7 @@ def evaluate(
         'undecodable': bad,
         'seconds': round(time.time() - start, 1),
     }
-    if jax.process_index() == 0:
+    if processes.is_main():
         path = os.path.join(output, 'results.json')
         with open(path + '.tmp', 'w', encoding='utf-8') as file:
             json.dump(results, file, indent=1)
@@ -188,7 +190,7 @@ def make_writable(folder: str) -> None:
     """
     try:
         os.makedirs(folder, exist_ok=True)
-        token = os.path.join(folder, f'.write_test_{os.getpid()}')
+        token = os.path.join(folder, f'.write_test_{processes.index()}_{os.getpid()}')
         with open(token, 'w', encoding='utf-8') as file:
             file.write('x')
         os.remove(token)
@@ -199,6 +201,7 @@ def make_writable(folder: str) -> None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `mvdjax evaluate`."""
     configs.add_config_argument(parser)
+    processes.add_arguments(parser)
     parser.add_argument('--checkpoint', required=True, help='workdir, or one of its checkpoints/<step>')
     parser.add_argument('--output', help='folder for results.json (default: the workdir of the checkpoint)')
     parser.add_argument('--set', default='test', help='a name in config.evals (default: test)')
@@ -211,5 +214,7 @@ def run(args: argparse.Namespace) -> int:
     """Runs `mvdjax evaluate`."""
     config = configs.load(args.config, args.overrides)
     output = args.output or checkpoints.workdir_of(args.checkpoint)
+    limits: Run = configs.build(Run, configs.section(config, 'run'), 'run')
+    processes.start(args, configs.flat(config), output, limits.init_timeout, limits.heartbeat_timeout)
     evaluate(config, args.checkpoint, output, args.set, args.ema)
     return 0

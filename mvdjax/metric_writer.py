@@ -5,10 +5,9 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 from tensorboardX import SummaryWriter
 
-from mvdjax import wandb_run
+from mvdjax import processes, wandb_run
 
 FILE = 'metrics.jsonl'
 
@@ -33,17 +32,30 @@ class MetricWriter:
         Raises:
           UserError: Weights & Biases is not installed, or does not start.
         """
-        self._active = jax.process_index() == 0
-        if not self._active:
-            return
-        path = os.path.join(workdir, FILE)
-        kept = [record for record in read_metrics(workdir) if record['step'] <= start_step]
+        self._active = processes.is_main()
+        self._workdir = workdir
+        if self._active:
+            self._open(start_step)
+            self._wandb = wandb_run.start(workdir, project, config or {}) if project else None
+
+    def _open(self, start_step: int) -> None:
+        path = os.path.join(self._workdir, FILE)
+        kept = [record for record in read_metrics(self._workdir) if record['step'] <= start_step]
         with open(path + '.tmp', 'w', encoding='utf-8') as file:
             file.writelines(json.dumps(record) + '\n' for record in kept)
         os.replace(path + '.tmp', path)
         self._file = open(path, 'a', encoding='utf-8')  # noqa: SIM115 - closed in __exit__
-        self._board = SummaryWriter(os.path.join(workdir, 'tensorboard'), purge_step=start_step + 1)
-        self._wandb = wandb_run.start(workdir, project, config or {}) if project else None
+        self._board = SummaryWriter(os.path.join(self._workdir, 'tensorboard'), purge_step=start_step + 1)
+
+    def rewind(self, step: int) -> None:
+        """Takes back what was logged after a step: the run goes on from there."""
+        if self._active:
+            self._close()
+            self._open(step)
+
+    def _close(self) -> None:
+        self._file.close()
+        self._board.close()
 
     def __enter__(self) -> 'MetricWriter':
         """Self."""
@@ -52,8 +64,7 @@ class MetricWriter:
     def __exit__(self, *_: object) -> None:
         """Closes the files."""
         if self._active:
-            self._file.close()
-            self._board.close()
+            self._close()
             if self._wandb is not None:
                 self._wandb.finish()
 

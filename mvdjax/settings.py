@@ -57,12 +57,19 @@ class Run:
       ema_decay: decay of the moving average of the parameters; 0 keeps none.
       log_every: steps per line of metrics.
       save_every: steps between checkpoints; the last step is saved always.
+      save_minutes: also save when the last checkpoint is this old; 0 saves by steps only.
       keep: newest checkpoints kept.
+      keep_every: checkpoints whose step divides by this are kept for good; 0 for none.
+      max_skipped: steps in a row that are not finite before the run goes back to an earlier checkpoint.
+      max_rollbacks: times that it does so before it stops.
+      hang_minutes: without a step before the run is taken for hanging, and ended with every thread's stack; 0 never.
       eval_every: steps between evaluations of `eval_sets`; 0 for none.
       eval_sets: names in config.evals.
       wandb: Weights & Biases project to report to as well; '' for none.
       stream: name of the sub-dict of config.data in a batch, where config.streams has others beside it. Epochs,
         `global_batch` and clips per second are those of config.data.
+      init_timeout: seconds that processes wait for each other to start.
+      heartbeat_timeout: seconds without a sign of life after which a process counts as lost and the run ends.
     """
 
     global_batch: int
@@ -74,23 +81,30 @@ class Run:
     ema_decay: float = 0.0
     log_every: int = 50
     save_every: int = 1000
+    save_minutes: float = 0.0
     keep: int = 3
+    keep_every: int = 0
+    max_skipped: int = 10
+    max_rollbacks: int = 3
+    hang_minutes: float = 30.0
     eval_every: int = 0
     eval_sets: Sequence[str] = ()
     wandb: str = ''
     stream: str = 'video'
+    init_timeout: float = 1800.0
+    heartbeat_timeout: float = 100.0
 
     def __post_init__(self) -> None:
         """Refuses two spellings of the length, and counts that cannot be."""
         if (self.epochs is None) == (self.steps is None):
             raise UserError('config.run: give the length either as epochs or as steps, the other as None')
-        for name in ('global_batch', 'steps', 'accumulate', 'log_every', 'save_every', 'keep'):
+        for name in ('global_batch', 'steps', 'accumulate', 'log_every', 'save_every', 'keep', 'max_skipped'):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f'config.run.{name} must be at least 1, not {getattr(self, name)}')
-        for name in ('epochs', 'schedule_epochs'):
+        for name in ('epochs', 'schedule_epochs', 'init_timeout', 'heartbeat_timeout'):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise UserError(f'config.run.{name} must be above 0, not {getattr(self, name)}')
-        for name in ('seed', 'eval_every'):
+        for name in ('seed', 'eval_every', 'save_minutes', 'keep_every', 'max_rollbacks', 'hang_minutes'):
             if getattr(self, name) < 0:
                 raise UserError(f'config.run.{name} must be at least 0, not {getattr(self, name)}')
         if not 0 <= self.seed < 2**32:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -121,7 +122,15 @@ def place_tree(tree: Any, mesh: Mesh) -> Any:
 
     A leaf that already lives on devices comes back through the host: its old placement may not fit this mesh.
     """
-    return jax.tree.map(lambda x, s: jax.device_put(np.asarray(x), s), tree, tree_sharding(tree, mesh))
+    return jax.tree.map(_place, tree, tree_sharding(tree, mesh))
+
+
+def _place(value: Any, placement: NamedSharding) -> jax.Array:
+    """Every process has the value whole, unless it lies on the devices of several, and gives its devices their part."""
+    if isinstance(value, jax.Array) and not value.is_fully_addressable:
+        return jax.jit(jnp.copy, out_shardings=placement)(value)
+    host = np.asarray(value)
+    return jax.make_array_from_callback(host.shape, placement, lambda part: host[part])
 
 
 def describe(tree: Any, mesh: Mesh) -> str:

@@ -4,16 +4,14 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 
 from mvdjax import metrics
 from mvdjax.data import workers
 from mvdjax.device_memory import device_memory
-from mvdjax.errors import UserError
 from mvdjax.step_clock import StepClock
-
-MAX_SKIPPED = 10  # steps in a row that are not finite before a run stops
 
 
 @dataclasses.dataclass
@@ -27,7 +25,7 @@ class Window:
       lost: seconds in which the devices did not train, by the reason: 'data' (they waited for it), 'compile', 'save'.
         Evaluations lie outside a window.
       clock: knows when the devices are idle; None: they are whenever this process waits.
-      streak: steps skipped in a row up to the last closed window.
+      fetched: the metrics of each step, on the host once the window is closed.
       start: when the window began.
     """
 
@@ -36,7 +34,7 @@ class Window:
     substituted: int = 0
     lost: dict[str, float] = dataclasses.field(default_factory=dict)
     clock: StepClock | None = None
-    streak: int = 0
+    fetched: list[Any] = dataclasses.field(default_factory=list)
     start: float = dataclasses.field(default_factory=time.perf_counter)
 
     @contextlib.contextmanager
@@ -62,10 +60,11 @@ class Window:
           the window's time), 'useful_seconds', and memory in MiB. The time of a first step's compilation is in
           no rate.
         """
-        host = jax.device_get(self.values)
+        self.fetched = host = jax.device_get(self.values)
         total = {n: (sum(float(v[n][0]) for v in host), sum(float(v[n][1]) for v in host)) for n in host[0]}
         numbers = metrics.means(total)
         numbers['skipped'] = total['skipped'][0]
+        del numbers['not_finite']  # see mvdjax/rollback.py
         elapsed = time.perf_counter() - self.start
         seconds = max(elapsed - self.lost.get('compile', 0.0), 1e-9)
         numbers |= {
@@ -78,11 +77,4 @@ class Window:
             **workers.memory(),
             **device_memory(),
         }
-        for values in host:
-            self.streak = self.streak + 1 if values['skipped'][0] else 0
-            if self.streak == MAX_SKIPPED:
-                raise UserError(
-                    f'{MAX_SKIPPED} steps in a row had a loss, gradient or update that was not finite: lower the rate, '
-                    'clip gradients (optim.clip_norm) or compute in float32, and start again from the last checkpoint'
-                )
         return numbers

@@ -19,7 +19,7 @@ from mvdjax.data.guard import Work
 from mvdjax.data.order import Numbers, named_seed
 from mvdjax.data.recipes import make_recipe, recipe_class
 from mvdjax.data.samples import TIMEOUT, EvalSamples, TrainSamples
-from mvdjax.data.schema import Recipe, Sample
+from mvdjax.data.schema import Recipe, Record, Sample
 from mvdjax.data.sources import FileList, read_list
 from mvdjax.errors import UserError
 
@@ -37,6 +37,7 @@ __all__ = [
     'make_recipe',
     'read_bad_files',
     'recipe_class',
+    'records_of_step',
     'train_batches',
     'train_streams',
 ]
@@ -223,6 +224,22 @@ def train_streams(
             stack.enter_context(contextlib.closing(iterator))
         for _ in range(start_step, steps):
             yield {name: next(iterator) for name, iterator in iterators.items()}
+
+
+def records_of_step(streams: Mapping[str, Stream], *, seed: int, step: int) -> dict[str, list[Record]]:
+    """{stream: records} that all processes together read for step `step`, counted from 0, in the order of the batch.
+
+    Args:
+      streams: by name; one alone has the seed of `train_batches`, several those of `train_streams`.
+      seed: of the order.
+      step: counted as the order counts, from 0.
+    """
+    found = {}
+    for name, stream in streams.items():
+        own = seed if len(streams) == 1 else named_seed(seed, name)
+        samples = stream.data.samples(stream.files, own, BadFiles(None))
+        found[name] = [samples.record(n) for n in range(step * stream.batch, (step + 1) * stream.batch)]
+    return found
 
 
 def eval_batches(
