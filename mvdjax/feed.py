@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import time
 from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
@@ -151,9 +150,8 @@ class Feed:
 
     def __call__(self, window: Window) -> Any:
         """The next batch, counted in `window`."""
-        start = time.perf_counter()
-        batch = next(self._batches)
-        window.wait += time.perf_counter() - start
+        with window.losing('data'):
+            batch = next(self._batches)
         self._before = self.counts()
         parts = batch if len(self._budgets) > 1 else dict.fromkeys(self._budgets, batch)
         for name, budget in self._budgets.items():

@@ -1,4 +1,4 @@
-"""Metrics of a run: `metrics.jsonl` always, TensorBoard beside it, both written by process 0.
+"""Metrics of a run, written by process 0: `metrics.jsonl` and TensorBoard always, Weights & Biases where asked for.
 
 Each line of `metrics.jsonl` is JSON; a number that is not finite stands there as "NaN", "Infinity" or "-Infinity".
 """
@@ -11,7 +11,7 @@ from typing import Any
 
 from tensorboardX import SummaryWriter
 
-from mvdjax import processes
+from mvdjax import processes, wandb_run
 
 FILE = 'metrics.jsonl'
 _NO_NUMBERS = ('NaN', 'Infinity', '-Infinity')
@@ -23,12 +23,25 @@ class MetricWriter:
     A resumed run takes back what was logged after the checkpoint it starts from, so that every step stands once.
     """
 
-    def __init__(self, workdir: str, start_step: int) -> None:
-        """Opens the files of a workdir for a run that continues after `start_step`."""
+    def __init__(
+        self, workdir: str, start_step: int, project: str = '', config: Mapping[str, Any] | None = None
+    ) -> None:
+        """Opens the files of a workdir for a run that continues after `start_step`.
+
+        Args:
+          workdir: the run's.
+          start_step: lines of later steps are taken back.
+          project: Weights & Biases project to report to as well; '' for none.
+          config: what that project shows as the run's configuration.
+
+        Raises:
+          UserError: Weights & Biases is not installed, or does not start.
+        """
         self._active = processes.is_main()
         self._workdir = workdir
         if self._active:
             self._open(start_step)
+            self._wandb = wandb_run.start(workdir, project, config or {}) if project else None
 
     def _open(self, start_step: int) -> None:
         path = os.path.join(self._workdir, FILE)
@@ -42,8 +55,12 @@ class MetricWriter:
     def rewind(self, step: int) -> None:
         """Takes back what was logged after a step: the run goes on from there."""
         if self._active:
-            self.__exit__()
+            self._close()
             self._open(step)
+
+    def _close(self) -> None:
+        self._file.close()
+        self._board.close()
 
     def __enter__(self) -> 'MetricWriter':
         """Self."""
@@ -52,8 +69,9 @@ class MetricWriter:
     def __exit__(self, *_: object) -> None:
         """Closes the files."""
         if self._active:
-            self._file.close()
-            self._board.close()
+            self._close()
+            if self._wandb is not None:
+                self._wandb.finish()
 
     def write(self, step: int, kind: str, values: Mapping[str, float]) -> None:
         """One record: {'step': ..., 'kind': 'train' or an evaluation set, name: number}."""
@@ -63,6 +81,8 @@ class MetricWriter:
         self._file.flush()
         for name, value in values.items():
             self._board.add_scalar(f'{kind}/{name}', value, step)
+        if self._wandb is not None:
+            self._wandb.log({'step': step, **{f'{kind}/{name}': value for name, value in values.items()}})
 
 
 def read_metrics(workdir: str) -> list[dict]:

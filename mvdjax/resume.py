@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from mvdjax import checkpoints, handover, optimizers, sharding, train_state
 from mvdjax import config as configs
 from mvdjax.console import say
-from mvdjax.data.sources import FileList
+from mvdjax.data.schema import FileList
 from mvdjax.errors import UserError
 from mvdjax.feed import check_same_lists
 from mvdjax.place import Place
@@ -25,7 +25,7 @@ from mvdjax.train_state import TrainState
 # What may differ when a run is resumed: where things lie and how fast they go, not what is computed. Lists may have
 # moved, but `check_same_lists` holds what they name against the checkpoint's.
 FREE_ON_RESUME = (
-    r'^run\.(log_every|save_every|save_minutes|keep|keep_every|eval_every|eval_sets|accumulate)$',
+    r'^run\.(log_every|save_every|save_minutes|keep|keep_every|eval_every|eval_sets|accumulate|wandb)$',
     r'^run\.(max_skipped|max_rollbacks|hang_minutes|compile_cache|init_timeout|heartbeat_timeout)$',
     r'^(data|streams\.[^.]+\.data)\.(files|root|class_file|workers|threads|prefetch|timeout|max_bad_fraction)$',
     r'^(data|streams\.[^.]+\.data)\.mixture\.[^.]+\.(files|root|class_file)$',

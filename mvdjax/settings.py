@@ -67,6 +67,7 @@ class Run:
       hang_minutes: without a step before the run is taken for hanging, and ended with every thread's stack; 0 never.
       eval_every: steps between evaluations of `eval_sets`; 0 for none.
       eval_sets: names in config.evals.
+      wandb: Weights & Biases project to report to as well; '' for none.
       stream: name of the sub-dict of config.data in a batch, where config.streams has others beside it. Epochs,
         `global_batch` and clips per second are those of config.data.
       matmul_precision: of float32 matrix products where the hardware has quicker ones: 'default' (TensorFloat-32 on
@@ -94,6 +95,7 @@ class Run:
     hang_minutes: float = 30.0
     eval_every: int = 0
     eval_sets: Sequence[str] = ()
+    wandb: str = ''
     stream: str = 'video'
     matmul_precision: str | None = None
     compile_cache: str = 'compile_cache'

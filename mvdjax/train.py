@@ -20,13 +20,13 @@ from mvdjax.data.sources import FileList, check_same_classes, fingerprint
 from mvdjax.evaluate import SetEvaluator, eval_set, make_writable, summary
 from mvdjax.feed import list_marks, main_part, open_feed, read_streams, rows_per_record
 from mvdjax.metric_writer import MetricWriter
+from mvdjax.monitor import Monitor
 from mvdjax.resume import find_place, meta_data, start_state
 from mvdjax.rollback import Health
 from mvdjax.saving import Checkpoints, SaveTimer
 from mvdjax.settings import Run
 from mvdjax.tasks.base import Task
 from mvdjax.train_step import compile_step
-from mvdjax.window import Window
 
 
 def make_optimizer(
@@ -126,12 +126,13 @@ def prepare(config: ml_collections.ConfigDict, workdir: str) -> Setup:
     return Setup(run, mesh, task, streams, lists, evaluators, steps_per_epoch, steps)
 
 
-def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
+def train(config: ml_collections.ConfigDict, workdir: str, profile: str = '') -> dict[str, float]:
     """Trains a stage, or continues it where its workdir's last checkpoint stands.
 
     Args:
       config: a locked config, see mvdjax/config.py.
       workdir: folder of checkpoints, metrics and logs.
+      profile: steps to trace, see `profiler.Profiler`.
 
     Returns:
       The last window's metrics.
@@ -147,6 +148,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
         preemption.Notice() as notice,
         Checkpoints(workdir, run.keep, run.keep_every) as saved,  # leaving it waits for the last save
         hang.Watch(run.hang_minutes) as watch,
+        Monitor(workdir, profile) as monitor,
     ):
         before = saved.latest_meta()
         place = find_place(before, config, setup.lists, workdir)
@@ -154,8 +156,10 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
             say(f'{workdir} is finished: step {place.step} of {steps}')
             return {}
         feed = open_feed(setup.streams, run, workdir, place, steps, mesh)
-        window = Window()
+        window = monitor.window()
         host = feed(window)
+        rows = run.global_batch * setup.streams[run.stream].data.make().views
+        monitor.know_work(task, host, rows / len(main_part(host, run.stream)['video']), mesh)
         task.check(host)
         params = train_state.abstract_params(task, host)
         optimizer = make_optimizer(config, run, task, params, len(setup.files.records))
@@ -169,7 +173,9 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
 
         numbers: dict[str, float] = {}
         step, stop = place.step, False
-        with closing(feed), MetricWriter(workdir, step) as writer, progress_bar(steps, step, 'step') as bar:
+        metrics = MetricWriter(workdir, step, run.wandb, meta['config'])
+        with closing(feed), metrics as writer, progress_bar(steps, step, 'step') as bar:
+            monitor.start(step)
             if place.owes_evaluation:
                 _evaluate(setup, step, state, frozen, writer, watch)
             # The order matters: a checkpoint comes last, so that all that its steps have to say is written when a
@@ -178,9 +184,9 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
                 step += 1
                 last = step == steps
                 jax.block_until_ready(window.values[-1:])  # one step ahead, no more: what is waited for below is data
-                state, values = step_function(state, frozen, sender.take(host))
-                window.values.append(values)
-                window.records += run.global_batch * setup.streams[run.stream].data.make().views
+                with monitor.step(step, window):
+                    state, values = step_function(state, frozen, sender.take(host))
+                monitor.started(values, rows, window)
                 if not last:
                     host = feed(window)  # read and sent while the devices compute
                     sender.send(host)
@@ -190,15 +196,16 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
                 log = last or step % run.log_every == 0
                 save = last or stop or step % run.save_every == 0 or timer.due(ask=log)
                 if log or save:
-                    numbers = window.close()
+                    numbers = monitor.numbers(window)
                     numbers['substituted'] = sum(processes.exchange('substituted', numbers['substituted']))
                     if health.diverged(step, window.fetched):
                         place = health.go_back(saved, feed, writer, steps)
                         state = start_state(config, run, task, optimizer, host, saved, mesh)
-                        step, bar.n, window, stop = place.step, place.step, Window(), False
+                        step, bar.n, window, stop = place.step, place.step, monitor.window(), False
+                        monitor.start(step)
                         host = feed(window)
                         continue
-                    window = Window()
+                    window = monitor.window()
                     writer.write(step, 'train', {'epoch': step / setup.steps_per_epoch, **numbers})
                     _show(bar, step, steps, numbers)
                 evaluate = bool(setup.evaluators) and (last or step % run.eval_every == 0)
@@ -207,7 +214,8 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
                     window.start = time.perf_counter()
                 if save:
                     here = health.here(step, feed.totals(ahead=not last), owes_evaluation=evaluate and stop)
-                    saved.save(state, {**meta, **here.meta(run.global_batch, setup.lists)})
+                    with window.losing('save'):
+                        saved.save(state, {**meta, **here.meta(run.global_batch, setup.lists)})
                     timer.restart()
                 bar.update(1)
     if stop:
@@ -240,8 +248,8 @@ def _batch_sum(setup: Setup) -> str:
 
 def _show(bar: Any, step: int, steps: int, numbers: Mapping[str, float]) -> None:
     """A line of metrics: on the bar of a terminal, or printed."""
-    hidden = ('update_norm', 'substituted', 'skipped', 'memory_mib', 'worker_memory_mib')
-    shown = {k: f'{v:.4g}' for k, v in numbers.items() if k not in hidden}
+    hidden = ('update_norm', 'substituted', 'skipped', 'steps_per_second', 'useful_seconds', 'starts')
+    shown = {k: f'{v:.4g}' for k, v in numbers.items() if k not in hidden and not k.endswith('_mib')}
     shown |= {k: f'{numbers[k]:.0f}' for k in ('substituted', 'skipped') if numbers[k]}
     if not bar.disable:
         bar.set_postfix(shown)
@@ -256,6 +264,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--workdir', required=True, help='folder of checkpoints, metrics and logs; resumed if not empty'
     )
+    parser.add_argument(
+        '--profile',
+        default='',
+        metavar='FIRST:STEPS',
+        help='trace these steps: 20:5 is steps 20 to 24, see WORKDIR/profile',
+    )
     parser.epilog = """example:
   mvdjax train --config=configs/videomae/demo_nano.py --workdir=runs/videomae --config.run.seed=1"""
 
@@ -266,6 +280,6 @@ def run(args: argparse.Namespace) -> int:
     limits: Run = configs.build(Run, configs.section(config, 'run'), 'run')
     processes.start(args, configs.flat(config), args.workdir, limits.init_timeout, limits.heartbeat_timeout)
     compile_cache.use(limits.compile_cache, args.workdir)
-    train(config, args.workdir)
+    train(config, args.workdir, args.profile)
     selfcheck.store_once(args.workdir)
     return 0

@@ -13,8 +13,7 @@ import numpy as np
 from mvdjax import config as configs
 from mvdjax.data.order import named_seed
 from mvdjax.data.pipeline import BadFiles, Data, TrainSamples, empty_sample, eval_batches, train_batches
-from mvdjax.data.schema import SUBSTITUTED, Recipe, Record, Sample
-from mvdjax.data.sources import FileList
+from mvdjax.data.schema import SUBSTITUTED, FileList, Recipe, Record, Sample
 from mvdjax.errors import UserError
 from mvdjax.evaluate import EvalSet, eval_set
 from mvdjax.settings import Run

@@ -16,6 +16,11 @@ TOOLS = {
         'what compiling the step of a config costs, scanned and unrolled, and what the cache of executables saves',
         'mvdjax bench compile --output=compile.json',
     ),
+    'step': (
+        'mvdjax.bench.step',
+        "a training step of any recipe, without data: clips/s, share of the device's matrix rate, memory",
+        'mvdjax bench step --config=configs/mvd/k400_vit_b_from_b_400.py --dtype=float32 --peer=../MVD',
+    ),
 }
 
 

@@ -1,7 +1,6 @@
 """The report of `mvdjax bench loader`: tables for people, JSON for later, and both from the same numbers."""
 
 import argparse
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,7 +8,6 @@ from typing import Any
 from mvdjax.bench import machine
 from mvdjax.bench.measure import Result
 from mvdjax.bench.plan import Job
-from mvdjax.errors import UserError
 
 SCHEMA = 1  # raise it with every change of a key's meaning
 PACKAGES = ('mvdjax', 'av', 'numpy', 'opencv-python-headless', 'pillow', 'grain', 'decord', 'eva-decord')
@@ -132,13 +130,3 @@ def _cores(rows: Sequence[Mapping[str, Any]], need: float) -> str:
     for row in rows:
         lines.append(f'  {math.ceil(need * row["cpu_ms_per_clip"] / 1000)}  {row["videos"]}, {row["way"]}')
     return '\n'.join(lines)
-
-
-def write(path: str, content: Mapping[str, Any]) -> None:
-    """Writes the JSON. Raises UserError if it cannot be written."""
-    try:
-        with open(path, 'w', encoding='utf-8') as file:
-            json.dump(content, file, indent=2)
-            file.write('\n')
-    except OSError as error:
-        raise UserError(f'{path} cannot be written ({error.strerror}); give another --output') from error

@@ -18,8 +18,7 @@ from mvdjax.bench import peer_decord
 from mvdjax.bench.measure import Candidate, Cost, Make, serve
 from mvdjax.data import pipeline, sampling, worker_settings
 from mvdjax.data import workers as data_workers
-from mvdjax.data.schema import Record
-from mvdjax.data.sources import FileList
+from mvdjax.data.schema import FileList, Record
 from mvdjax.errors import UserError
 
 

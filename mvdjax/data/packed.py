@@ -25,8 +25,7 @@ from typing import Any
 
 from mvdjax.data import pictures
 from mvdjax.data.decode import Blob, DecodeError, Pictures
-from mvdjax.data.schema import Record
-from mvdjax.data.sources import FileList
+from mvdjax.data.schema import FileList, Record
 from mvdjax.errors import UserError
 
 SUMMARY = 'pack.json'

@@ -7,19 +7,17 @@ n, `workers` runs that in threads and processes, `guard` and `bad_files` deal wi
 import contextlib
 import dataclasses
 import functools
-import importlib
-import pkgutil
 from collections.abc import Generator, Mapping
 from typing import Any
 
 import numpy as np
 
-from mvdjax import keywords
-from mvdjax.data import guard, mixing, recipes, workers
+from mvdjax.data import guard, mixing, workers
 from mvdjax.data.bad_files import BadFiles, merge_bad_files, read_bad_files, remove_bad_files
 from mvdjax.data.decode import DecodeError
 from mvdjax.data.guard import Work
 from mvdjax.data.order import Numbers, named_seed
+from mvdjax.data.recipes import make_recipe, recipe_class
 from mvdjax.data.samples import TIMEOUT, EvalSamples, TrainSamples
 from mvdjax.data.schema import Recipe, Record, Sample
 from mvdjax.data.sources import FileList, read_list
@@ -45,33 +43,6 @@ __all__ = [
     'train_batches',
     'train_streams',
 ]
-
-
-def recipe_class(name: str) -> Any:
-    """`mvdjax.data.recipes.<name>.Recipe`.
-
-    Raises:
-      UserError: no such recipe.
-    """
-    module = f'mvdjax.data.recipes.{name}'
-    try:
-        return importlib.import_module(module).Recipe
-    except ModuleNotFoundError as error:
-        if error.name != module:
-            raise
-        names = [found.name for found in pkgutil.iter_modules(recipes.__path__)]
-        raise UserError(
-            f'there is no data recipe {name!r}; {keywords.nearest(name, names)}choose one of {names}'
-        ) from (error)
-
-
-def make_recipe(name: str, options: Mapping[str, Any]) -> Recipe:
-    """A recipe with its options.
-
-    Raises:
-      UserError: no such recipe, or an option that it does not have or take.
-    """
-    return keywords.build(recipe_class(name), options, f'data recipe {name!r}')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,8 +12,7 @@ from mvdjax.data import guard, mixing, order
 from mvdjax.data.bad_files import BadFiles
 from mvdjax.data.decode import DecodeError
 from mvdjax.data.guard import HungError, Work
-from mvdjax.data.schema import SUBSTITUTED, Recipe, Record, Sample
-from mvdjax.data.sources import FileList
+from mvdjax.data.schema import SUBSTITUTED, FileList, Recipe, Record, Sample
 from mvdjax.errors import UserError
 
 MAX_SUBSTITUTIONS = 20  # consecutive unreadable files before a sample is given up

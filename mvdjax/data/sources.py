@@ -19,27 +19,10 @@ from collections.abc import Sequence
 from mvdjax import keywords
 from mvdjax.data import list_formats, media
 from mvdjax.data.list_formats import Row
-from mvdjax.data.schema import Record
+from mvdjax.data.schema import FileList, Record
 from mvdjax.errors import UserError
 
 NO_LABEL = -1  # of a record that has none: pretraining never looks, everything else refuses it
-
-
-@dataclasses.dataclass(frozen=True)
-class FileList:
-    """A list that was read.
-
-    Attributes:
-      path: the list's own path.
-      records: its lines in order.
-      class_names: class names by number, empty if none were given.
-      notes: what a reader of the run's output should know about the list, a sentence each.
-    """
-
-    path: str
-    records: tuple[Record, ...]
-    class_names: tuple[str, ...]
-    notes: tuple[str, ...] = ()
 
 
 def read_class_names(path: str) -> tuple[str, ...]:

@@ -23,8 +23,7 @@ from mvdjax.data import guard, worker_settings
 from mvdjax.data.bad_files import BadFiles
 from mvdjax.data.guard import Board, Work, WorkerWatch
 from mvdjax.data.order import Numbers
-from mvdjax.data.schema import Sample
-from mvdjax.data.sources import FileList
+from mvdjax.data.schema import FileList, Sample
 from mvdjax.errors import UserError
 
 SHARED = '/dev/shm'  # where Linux keeps shared memory

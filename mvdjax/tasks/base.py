@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mvdjax import keywords
-from mvdjax.data.sources import FileList
+from mvdjax.data.schema import FileList
 from mvdjax.errors import UserError
 from mvdjax.metrics import Metrics
 from mvdjax.models.dvae import DalleEncoder

@@ -15,8 +15,7 @@ import pytest
 from mvdjax import keywords
 from mvdjax.data import pipeline
 from mvdjax.data.pipeline import BadFiles, Data, Numbers, eval_batches, train_batches
-from mvdjax.data.schema import SUBSTITUTED, Record
-from mvdjax.data.sources import FileList
+from mvdjax.data.schema import SUBSTITUTED, FileList, Record
 from mvdjax.errors import UserError
 
 PRETRAIN = {'size': 32, 'length': 4, 'stride': 2, 'patch': (2, 8, 8), 'mask': {'kind': 'tube', 'ratio': 0.5}}

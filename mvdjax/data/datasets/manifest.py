@@ -13,7 +13,7 @@ from mvdjax import keywords
 from mvdjax.data import media
 from mvdjax.data.datasets import ava, folders, kinetics, small, ssv2, tfds_images
 from mvdjax.data.datasets.tree import Annotation, Tree
-from mvdjax.data.sources import FileList
+from mvdjax.data.schema import FileList
 from mvdjax.errors import UserError
 
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from mvdjax.data import media, ops, sampling
-from mvdjax.data.decode import read_frames
+from mvdjax.data import ops, sampling
 from mvdjax.data.limits import check_counts, mask_grid
 from mvdjax.data.masks import make_mask
+from mvdjax.data.reading import read_frames
 from mvdjax.data.schema import Record, Sample, stack_views
 from mvdjax.errors import UserError
 
@@ -61,7 +61,7 @@ class Recipe:
     def __call__(self, record: Record, rng: np.random.Generator) -> Sample:
         """A sample with `video`, `mask`, maybe `teacher_video`, each with a leading axis of `views` if several."""
         frames = read_frames(
-            media.fetch_clip(record.path),
+            record.path,
             lambda n: sampling.pretrain_clip(n, rng, self.length, self.stride, self.views).reshape(-1),
         )
         return stack_views([self._view(clip, rng) for clip in np.split(frames, self.views)])
