@@ -114,7 +114,7 @@ def group_factors(params: Any, groups: Mapping[str, Sequence[float]]) -> tuple[A
     wrong = [key for key, pair in groups.items() if len(pair) != 2 or min(pair) < 0]
     if wrong:
         raise UserError(f'optim.groups.{wrong[0]} must be (factor of the rate, factor of the decay), both at least 0')
-    names = {path: _block_names(path, len(leaf)) for path, leaf in _shapes(params).items()}
+    names = {path: block_names(path, len(leaf)) for path, leaf in _shapes(params).items()}
     every = [name for found in names.values() for name in found]
     for key in groups:
         if not any(key in name for name in every):
@@ -134,7 +134,8 @@ def group_factors(params: Any, groups: Mapping[str, Sequence[float]]) -> tuple[A
     return factors(0), factors(1)
 
 
-def _block_names(path: str, depth: int) -> list[str]:
+def block_names(path: str, depth: int) -> list[str]:
+    """The names of a parameter: its path, or one for each block of a stack of `depth`."""
     parts = path.split('/')
     if 'blocks' not in parts:
         return [path]

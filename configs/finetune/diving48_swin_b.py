@@ -5,8 +5,8 @@
     mvdjax evaluate --config=configs/finetune/diving48_swin_b.py --checkpoint=runs/diving48_swin_b --ema \
         --config.evals.test.data.files=diving48:test:/data/diving48
 
-Published with GPUs that are not stated (hours not stated), and without a recipe: this one is ours. It is that of
-ssv2_swin_b.py, whose classes are as much a matter of motion, with flips, since a dive seen in a mirror is the same dive.
+Published with hardware and hours not stated, and without a recipe: this one is ours. It is that of
+ssv2_swin_b.py, whose classes are as much a matter of motion, with flips, since a dive in a mirror is the same dive.
 Expected of the authors' own recipe: 86.7 top-1 (DALL-E tokens), 87.2 (PeCo tokens); which of the two versions of the
 labels they took is not stated, here it is the second.
 Source: none but the two numbers, of the abstract's first and last version.
