@@ -66,13 +66,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args.debug:
         absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax's notes about its own files
     try:
-        code = importlib.import_module(COMMANDS[args.command][0]).run(args)
+        try:
+            code = importlib.import_module(COMMANDS[args.command][0]).run(args)
+        except Stopped as stop:  # on all processes at once
+            print(f'{processes.prefix()}{stop}', file=sys.stderr)
+            code = stop.code
         processes.finish()
         return code
-    except Stopped as stop:  # on all processes at once
-        print(f'{processes.prefix()}{stop}', file=sys.stderr)
-        processes.finish()
-        return stop.code
     except BaseException as error:
         text = _sentence(error)
         if text is not None:

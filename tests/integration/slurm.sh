@@ -43,7 +43,7 @@ start_cluster() {
   host="$(hostname -s)"
   cores="$(nproc)"
   mkdir -p "$folder"/{munge,state,spool,out}
-  chmod 700 "$folder/munge"
+  chmod 711 "$folder" "$folder/munge" # or munged warns that its socket cannot be reached
   dd if=/dev/urandom of="$folder/munge/key" bs=64 count=1 status=none
   chmod 600 "$folder/munge/key"
   munged --foreground --force --key-file="$folder/munge/key" --socket="$folder/munge/socket" \
@@ -102,15 +102,24 @@ job_over() { # JOB
 }
 
 submit() { # WORKDIR NAME
-  export MVDJAX="$python -m mvdjax" PYTHONPATH="$PWD" JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=2 PYTHONUNBUFFERED=1
+  export MVDJAX="$python -m mvdjax" JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=2 PYTHONUNBUFFERED=1
   # Slurm 22.05 binds tasks to their cores; two tasks share what this machine has.
   sbatch --parsable --job-name="$2" --output="$folder/out/%x-%j.out" --nodes=1 --ntasks-per-node=2 --oversubscribe \
     launch/slurm.sh --config=configs/finetune/demo_nano.py:motion --workdir="$1" "${overrides[@]}"
 }
 
+export PYTHONPATH="$PWD"
 start_cluster
 echo '== demo videos'
-"$python" -m mvdjax data demo --output="$folder/demo" >"$folder/demo.log" 2>&1
+"$python" - "$folder/demo" >"$folder/demo.log" 2>&1 <<'PYTHON'
+import pathlib
+import sys
+
+from mvdjax.data.demo import DemoSpec, write_demo
+
+spec = DemoSpec(pretrain=32, labelled=16, val=8, test=8, images=8, workers=1)
+write_demo(pathlib.Path(sys.argv[1]), spec, progress=False)
+PYTHON
 motion="$folder/demo/motion"
 overrides=(
   "--config.data.files=${motion}_train.txt" "--config.data.class_file=${motion}_classes.txt"
