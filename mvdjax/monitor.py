@@ -81,7 +81,8 @@ class Monitor:
         self._clock.started(values)
 
     def numbers(self, window: Window) -> dict[str, float]:
-        """Closes a window, see there; on process 0 with the run's goodput."""
+        """Closes a window, see there; all processes must call it. On process 0 with the run's goodput."""
         numbers = window.close(self.flops, self.peak)
+        numbers['substituted'] = sum(processes.exchange('substituted', numbers['substituted']))
         useful = numbers.pop('useful_seconds')
         return numbers if self._goodput is None else {**numbers, **self._goodput.add(useful)}

@@ -25,6 +25,7 @@ from mvdjax.resume import find_place, meta_data, start_state
 from mvdjax.rollback import Health
 from mvdjax.saving import Checkpoints, SaveTimer
 from mvdjax.settings import Run
+from mvdjax.sharding import Sender
 from mvdjax.tasks.base import Task
 from mvdjax.train_step import compile_step
 
@@ -99,6 +100,11 @@ class Setup:
     steps: int
 
     @property
+    def rows(self) -> int:
+        """Rows of a step, over all processes; a record may give several."""
+        return self.run.global_batch * self.streams[self.run.stream].data.make().views
+
+    @property
     def files(self) -> FileList:
         """The list in which epochs are counted."""
         return self.streams[self.run.stream].files
@@ -158,23 +164,21 @@ def train(config: ml_collections.ConfigDict, workdir: str, profile: str = '') ->
         feed = open_feed(setup.streams, run, workdir, place, steps, mesh)
         window = monitor.window()
         host = feed(window)
-        rows = run.global_batch * setup.streams[run.stream].data.make().views
-        monitor.know_work(task, host, rows / len(main_part(host, run.stream)['video']), mesh)
         task.check(host)
+        monitor.know_work(task, host, setup.rows / len(main_part(host, run.stream)['video']), mesh)
         params = train_state.abstract_params(task, host)
         optimizer = make_optimizer(config, run, task, params, len(setup.files.records))
         state = start_state(config, run, task, optimizer, host, saved, mesh)
         frozen = sharding.place_tree(task.frozen(), mesh)
-        sender = sharding.Sender(mesh)
         step_function = compile_step(task, optimizer, run, state, mesh, rows_per_record(setup.streams))
         say(sharding.describe(params, mesh) + '\n' + _batch_sum(setup))
         meta = meta_data(config, task, setup.files, main_part(host, run.stream)['video'], before)
-        health, timer = Health(workdir, run, setup.streams, place), SaveTimer(run.save_minutes)
+        health, timer, sender = Health(workdir, run, setup.streams, place), SaveTimer(run.save_minutes), Sender(mesh)
 
         numbers: dict[str, float] = {}
         step, stop = place.step, False
-        metrics = MetricWriter(workdir, step, run.wandb, meta['config'])
-        with closing(feed), metrics as writer, progress_bar(steps, step, 'step') as bar:
+        writer = MetricWriter(workdir, step, run.wandb, meta['config'])
+        with closing(feed), writer, progress_bar(steps, step, 'step') as bar:
             monitor.start(step)
             if place.owes_evaluation:
                 _evaluate(setup, step, state, frozen, writer, watch)
@@ -186,7 +190,7 @@ def train(config: ml_collections.ConfigDict, workdir: str, profile: str = '') ->
                 jax.block_until_ready(window.values[-1:])  # one step ahead, no more: what is waited for below is data
                 with monitor.step(step, window):
                     state, values = step_function(state, frozen, sender.take(host))
-                monitor.started(values, rows, window)
+                monitor.started(values, setup.rows, window)
                 if not last:
                     host = feed(window)  # read and sent while the devices compute
                     sender.send(host)
@@ -197,7 +201,6 @@ def train(config: ml_collections.ConfigDict, workdir: str, profile: str = '') ->
                 save = last or stop or step % run.save_every == 0 or timer.due(ask=log)
                 if log or save:
                     numbers = monitor.numbers(window)
-                    numbers['substituted'] = sum(processes.exchange('substituted', numbers['substituted']))
                     if health.diverged(step, window.fetched):
                         place = health.go_back(saved, feed, writer, steps)
                         state = start_state(config, run, task, optimizer, host, saved, mesh)
