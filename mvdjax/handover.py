@@ -10,9 +10,12 @@ import numpy as np
 from mvdjax import trees
 from mvdjax.checkpoints import find_step_folder, read_params
 from mvdjax.errors import UserError
-from mvdjax.models.resize import resize_table
+from mvdjax.models.resize import inflate_patches, resize_biases, resize_table
 
 POSITION_TABLE = re.compile(r'(^|/)position_table$')  # learned positions (t, h, w, width), see models/embed.py
+# Position biases of a stack of blocks, (blocks, t, h, w, heads), see models/window_attention.py.
+RELATIVE_TABLE = re.compile(r'(^|/)relative_position_table$')
+CLIP_PATCHES, IMAGE_PATCHES = re.compile(r'(?<![^/])patch_embed(?=/)'), 'patch_embed_2d'  # see models/video_swin.py
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +38,8 @@ def load_params(
 ) -> Loaded:
     """Takes a stage's parameters from another stage's checkpoint, strictly.
 
-    Learned positions of another token grid are resized for this one (see `models.resize`) and shown as such.
+    Learned positions of another token grid and position biases of another window are resized for this one, and where
+    only images had a patch embedding, the one of clips is inflated from it (see `models.resize`). The table shows it.
 
     Args:
       path: workdir or checkpoint.
@@ -60,15 +64,8 @@ def load_params(
         if k in source and source[k].shape != tuple(v.shape) and any(re.search(p, k) for p in allow_fresh)
     ]
     dropped = {k: source.pop(k) for k in replaced}
-    resized = {
-        k: source[k].shape
-        for k, v in target.items()
-        if k in source
-        and POSITION_TABLE.search(k)
-        and source[k].shape[3:] == v.shape[3:]
-        and source[k].shape != v.shape
-    }
-    source |= {k: resize_table(source[k], target[k].shape[:3]) for k in resized}
+    resized = _resize(source, target)
+    inflated = _inflate(source, target)
     wrong = [
         f'{k} is {tuple(source[k].shape)}, expected {tuple(v.shape)}'
         for k, v in target.items()
@@ -91,8 +88,48 @@ def load_params(
             )
     dtypes = {k: np.asarray(source[k], v.dtype) for k, v in target.items() if k in source}
     flat = {k: dtypes.get(k, v) for k, v in target.items()}
-    table = _table(path, what, target, fresh, [*unused, *dropped], {**source, **dropped}, resized)
+    table = _table(path, what, target, fresh, [*unused, *dropped], {**source, **dropped}, resized | inflated)
     return Loaded(trees.unflatten(flat), table)
+
+
+def _resize(source: dict[str, np.ndarray], target: Mapping[str, Any]) -> dict[str, str]:
+    """Resizes, in `source`, the tables that `target` has for another grid or window.
+
+    Returns:
+      {path: what was done, for the table}.
+    """
+    done = {}
+    for name, leaf in target.items():
+        if name not in source or source[name].shape == tuple(leaf.shape):
+            continue
+        old, new = source[name].shape, tuple(leaf.shape)
+        if POSITION_TABLE.search(name) and old[3:] == new[3:]:
+            source[name] = resize_table(source[name], new[:3])
+            done[name] = f'resized {name:<32} {_grid(old)} to {_grid(new)} tokens'
+        elif RELATIVE_TABLE.search(name) and (old[0], old[4:]) == (new[0], new[4:]):
+            source[name] = resize_biases(source[name], new[1:4])
+            done[name] = f'resized {name:<32} {_grid(old[1:])} to {_grid(new[1:])} offsets'
+    return done
+
+
+def _inflate(source: dict[str, np.ndarray], target: Mapping[str, Any]) -> dict[str, str]:
+    """Adds to `source` a patch embedding of clips made of the one of images, which goes unless `target` has it too.
+
+    Returns:
+      {path: what was done, for the table}.
+    """
+    made, done = {}, {}
+    for name, leaf in target.items():
+        origin = CLIP_PATCHES.sub(IMAGE_PATCHES, name)
+        if origin == name or name in source or origin not in source:
+            continue
+        frames = leaf.shape[0] // source[origin].shape[0] if leaf.ndim == 2 else 1
+        made[name] = inflate_patches(source[origin], frames) if frames > 1 else source[origin]
+        done[name] = f'made    {name:<32} of {IMAGE_PATCHES}' + (f', over {frames} frames' if leaf.ndim == 2 else '')
+        if origin not in target:
+            del source[origin]
+    source |= made
+    return done
 
 
 def _table(
@@ -102,12 +139,12 @@ def _table(
     fresh: list[str],
     unused: list[str],
     source: Mapping[str, Any],
-    resized: Mapping[str, tuple[int, ...]],
+    changed: Mapping[str, str],
 ) -> str:
-    """Loaded / fresh / unused, one line a top-level group, and a line for each resized table with both grids."""
+    """Loaded / fresh / unused, one line a top-level group, and a line for each parameter that was changed."""
     groups: dict[tuple[str, str], list[int]] = {}
     for status, names, sizes in (
-        ('loaded', [k for k in target if k not in fresh and k not in resized], target),
+        ('loaded', [k for k in target if k not in fresh and k not in changed], target),
         ('fresh', fresh, target),
         ('unused', unused, source),
     ):
@@ -118,11 +155,10 @@ def _table(
     lines = [f'{what} from {find_step_folder(path)}:']
     for (status, group), (tensors, values) in groups.items():
         lines.append(f'  {status:<7} {group:<32} {tensors:4d} tensors {values / 1e6:9.3f} M')
-    for name, shape in resized.items():
-        lines.append(f'  resized {name:<32} {_grid(shape)} to {_grid(target[name].shape)} tokens')
+    lines += [f'  {line}' for line in changed.values()]
     return '\n'.join(lines)
 
 
 def _grid(shape: tuple[int, ...]) -> str:
-    """'8 x 14 x 14' of a (t, h, w, width) table."""
+    """'8 x 14 x 14' of a (t, h, w, ...) table."""
     return ' x '.join(str(side) for side in shape[:3])

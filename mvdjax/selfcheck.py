@@ -6,29 +6,31 @@ again and says which of the three differs: the decoder, or the arithmetic.
 """
 
 import argparse
+import functools
 import hashlib
 import importlib.resources
 import json
 import math
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mvdjax import __version__, checkpoints, trees
+from mvdjax import __version__, checkpoints, processes, trees
 from mvdjax.console import say
-from mvdjax.convert import architecture
+from mvdjax.convert import models
+from mvdjax.convert.swin import SwinModel
 from mvdjax.data import ops
 from mvdjax.data.decode import read_frames
 from mvdjax.errors import UserError
+from mvdjax.models.bevt import SwinClassifier
 from mvdjax.models.vit import Classifier
 from mvdjax.tasks.base import model_input
 
 CLIPS = ('h264.mp4', 'vp9.webm')
-GRID = (4, 6, 6)  # tokens at most, where positions can be had for any grid: a large model answers in seconds
 FILE = 'selfcheck.json'
 TOLERANCE = 1e-3  # of the largest value: far above float32 noise between machines, far below what changes a score
 
@@ -59,13 +61,15 @@ def read_clip(name: str, shape: tuple[int, ...]) -> np.ndarray:
     return clip
 
 
-def input_shape(model: architecture.Architecture) -> tuple[int, ...]:
-    """(frames, height, width, channels) of the clips: the model's input, cut to `GRID` unless positions are learned."""
-    vit = model.vit()
-    if vit.pos_embed == 'learned':
-        return model.input_shape
-    sides = (min(n, most) * p for n, most, p in zip(model.grid(), GRID, vit.patch, strict=True))
-    return (*sides, model.input_shape[-1])
+def _module(model: models.Model) -> tuple[Callable[..., Any], str]:
+    """What answers, as a function of variables and input, and which part of the parameters it takes."""
+    if isinstance(model, SwinModel):
+        if model.num_classes is not None:
+            return SwinClassifier(model.module(), model.num_classes).apply, ''
+        return functools.partial(model.module().apply, image=not model.clips), 'backbone/'
+    if model.num_classes is not None:
+        return Classifier(model.vit(), model.num_classes).apply, ''
+    return model.vit().apply, 'backbone/'
 
 
 def answers(checkpoint: str) -> dict[str, Any]:
@@ -76,14 +80,14 @@ def answers(checkpoint: str) -> dict[str, Any]:
       'logits'}}.
 
     Raises:
-      UserError: no checkpoint, or not of a ViT.
+      UserError: no checkpoint, or not of a ViT or Swin.
     """
     meta = checkpoints.read_meta(checkpoint)
     leaves = checkpoints.StoredParams(checkpoint)
-    model = architecture.of_checkpoint(leaves.shapes, meta)
-    vit = model.vit()
-    module, prefix = (vit, 'backbone/') if model.num_classes is None else (Classifier(vit, model.num_classes), '')
-    device = jax.devices()[0]
+    model = models.of_checkpoint(leaves.shapes, meta)
+    backbone = model.module()
+    apply, prefix = _module(model)
+    device = jax.local_devices()[0]
     # One after the other, the largest first, each copied before the next is read: a large model is not held twice.
     needed = sorted((n for n in leaves if n.startswith(prefix)), key=lambda n: -math.prod(leaves.shapes[n]))
     params = trees.unflatten(
@@ -92,14 +96,15 @@ def answers(checkpoint: str) -> dict[str, Any]:
 
     @jax.jit
     def run(params: Any, video: jax.Array) -> dict[str, jax.Array]:
-        output, info = module.apply({'params': params}, model_input(video, vit))
-        if isinstance(module, Classifier):
+        output, info = apply({'params': params}, model_input(video, backbone))
+        if model.num_classes is not None:
             return {'features': info['pooled'], 'logits': output}
-        return {'features': jnp.mean(info['last_block'].astype(jnp.float32), axis=1)}
+        tokens = info['last_block'] if 'last_block' in info else info[f'stage{len(model.backbone["depths"])}']
+        return {'features': jnp.mean(tokens.astype(jnp.float32), axis=tuple(range(1, tokens.ndim - 1)))}
 
     found = {}
     for name in CLIPS:
-        clip = read_clip(name, input_shape(model))
+        clip = read_clip(name, model.small_input())
         values = {key: np.asarray(value)[0] for key, value in run(params, clip[None]).items()}
         pixels = hashlib.sha256(clip.tobytes()).hexdigest()
         found[name] = {'pixels': pixels, **{key: [float(x) for x in value] for key, value in values.items()}}
@@ -108,7 +113,7 @@ def answers(checkpoint: str) -> dict[str, Any]:
 
 def store(checkpoint: str) -> None:
     """Computes the answers, in full precision, and stores them beside the checkpoint's parameters."""
-    made = {'mvdjax': __version__, 'jax': jax.__version__, 'device': jax.devices()[0].device_kind}
+    made = {'mvdjax': __version__, 'jax': jax.__version__, 'device': jax.local_devices()[0].device_kind}
     made['machine'] = platform.machine()
     with jax.default_matmul_precision('highest'):  # or a check on a better machine would fail
         content = {'made_with': made, 'clips': answers(checkpoint)}
@@ -120,7 +125,7 @@ def store(checkpoint: str) -> None:
 
 def store_once(checkpoint: str) -> None:
     """`store`, unless there are answers already; what went well up to here never fails for it."""
-    if jax.process_index() != 0 or (checkpoints.find_step_folder(checkpoint) / FILE).exists():
+    if not processes.is_main() or (checkpoints.find_step_folder(checkpoint) / FILE).exists():
         return
     try:
         store(checkpoint)

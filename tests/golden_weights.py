@@ -11,7 +11,8 @@ import jax
 import numpy as np
 
 from mvdjax import trees
-from mvdjax.convert import architecture, command, families, files, rules
+from mvdjax.convert import architecture, command, families, files, models, rules, swin_families
+from mvdjax.tasks.base import normalize
 
 GOLDEN = Path(__file__).parent / 'golden'
 FORWARD = {'rtol': 1e-4, 'atol': 1e-4}  # the tolerances of the golden README
@@ -101,6 +102,11 @@ def clip(seed, batch, frames, size):
     return np.random.RandomState(seed).randint(0, 256, (batch, frames, size, size, 3)).astype(np.uint8)
 
 
+def normalize_clip(seed, batch, frames, height, width):
+    """The BEVT README's `video`, normalised: float32 (batch, frames, height, width, 3)."""
+    return normalize(np.random.RandomState(seed).randint(0, 256, (batch, frames, height, width, 3)).astype(np.uint8))
+
+
 def weight(name, shape):
     """The README's weight of a PyTorch name."""
     x = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape)
@@ -113,6 +119,8 @@ def weight(name, shape):
 
 def given(params):
     """What tensors do not say, off the parameters (or their shapes) that they go to."""
+    if any('relative_position_table' in path for path in trees.flatten(params)):
+        return architecture.Given()
     heads = {path: leaf.shape[3] for path, leaf in trees.flatten(params).items() if path.endswith('qkv/kernel')}
     decoders = [n for path, n in heads.items() if path.startswith('decoders_')]
     encoders = [n for path, n in heads.items() if not path.startswith('decoders_')]
@@ -136,10 +144,13 @@ def to_ours(kind, weights, params):
 def to_torch(kind, tree, shapes):
     """A tree like our parameters, through the converter, as {PyTorch name: array of `shapes[name]`}."""
     family = families.get(FAMILY.get(kind, kind))
-    model = architecture.read_architecture(family, {n: tuple(s) for n, s in shapes.items()}, given(tree))
-    leaves = trees.flatten(jax.tree.map(np.asarray, tree))
+    named = files.Source(shapes={n: tuple(s) for n, s in shapes.items()})
+    model = models.read(family, named, given(tree), average=False)
+    leaves = trees.flatten(jax.tree.map(np.array, tree))  # copies: they are rearranged in place
     shapes_here = {path: leaf.shape for path, leaf in leaves.items()}
-    found = rules.to_theirs(architecture.make_rules(family, model), {}, leaves, shapes_here)
+    found = rules.to_theirs(models.make_rules(family, model), {}, leaves, shapes_here)
+    if isinstance(family, swin_families.SwinFamily):  # cases of the backbone alone go without its prefix
+        found = {n if n in shapes else family.written(n): array for n, array in found.items()}
     assert {name: list(array.shape) for name, array in found.items()} == {n: list(s) for n, s in shapes.items()}
     return found
 

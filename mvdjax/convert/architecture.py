@@ -11,15 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from mvdjax import trees
-from mvdjax.convert.families import FAMILIES, BlockNames, DecoderNames, Family
+from mvdjax.convert.families import BlockNames, DecoderNames, Family
 from mvdjax.convert.layouts import Convolution, Linear, Shape, Token, Vector
 from mvdjax.convert.rules import Rule
 from mvdjax.errors import UserError
 from mvdjax.models.embed import Grid, position_table, token_grid
+from mvdjax.models.layers import NORM_EPSILON
 from mvdjax.models.masked_vit import MaskedViT
 from mvdjax.models.vit import VARIANTS, Classifier, ViT
 from mvdjax.tasks.base import build_decoder, build_vit
 
+SMALL_GRID = (4, 6, 6)  # tokens at most, where positions can be had for any grid
 ENCODER_HEADS = {size.width: size.heads for name, size in VARIANTS.items() if name in 'SBLH'}
 
 
@@ -42,6 +44,24 @@ class Architecture:
     def vit(self) -> ViT:
         """The encoder."""
         return build_vit(self.backbone)
+
+    def module(self) -> ViT:
+        """The backbone."""
+        return self.vit()
+
+    def small_input(self) -> tuple[int, int, int, int]:
+        """(frames, height, width, channels) that the model answers in seconds: its input, cut if positions allow."""
+        vit, (frames, height, width, channels) = self.vit(), self.input_shape
+        if vit.pos_embed == 'learned':
+            return frames, height, width, channels
+        t, h, w = (min(n, most) * p for n, most, p in zip(self.grid(), SMALL_GRID, vit.patch, strict=True))
+        return t, h, w, channels
+
+    def text(self) -> str:
+        """What it is, in a line."""
+        vit, (frames, height, width, _) = self.vit(), self.input_shape
+        size = f'ViT {vit.width} wide, {vit.depth} deep, {vit.heads} heads'
+        return f'{size}; input {frames}x{height}x{width} (--heads, --input)'
 
     def grid(self) -> Grid:
         """Tokens of an input.
@@ -151,6 +171,8 @@ class Given:
       decoder_heads: of the decoders.
       input_size: (frames, height, width).
       mean, std: of the pixels, one value per channel.
+      window: of a Swin, in tokens along time, height, width.
+      norm_epsilon: of the LayerNorms.
     """
 
     heads: int | None = None
@@ -158,6 +180,8 @@ class Given:
     input_size: tuple[int, int, int] | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    window: Grid | None = None
+    norm_epsilon: float | None = None
 
 
 def _heads(width: int, known: Mapping[int, int], given: int | None, option: str) -> int:
@@ -171,7 +195,7 @@ def _heads(width: int, known: Mapping[int, int], given: int | None, option: str)
     return heads
 
 
-def _shape(name: str, axes: int, shapes: Mapping[str, Shape]) -> Shape:
+def shape_of(name: str, axes: int, shapes: Mapping[str, Shape]) -> Shape:
     """The shape of a tensor that must be there, with that many axes."""
     if len(shapes.get(name, ())) != axes:
         state = f'has the shape {shapes[name]}' if name in shapes else 'is missing'
@@ -186,12 +210,12 @@ def _depth(blocks: str, shapes: Mapping[str, Shape]) -> int:
 
 
 def _stack(blocks: str, names: BlockNames, width: int, shapes: Mapping[str, Shape]) -> dict[str, Any]:
-    hidden = _shape(f'{blocks.format(0)}.{names.fc[0]}.weight', 2, shapes)[0]
+    hidden = shape_of(f'{blocks.format(0)}.{names.fc[0]}.weight', 2, shapes)[0]
     return {'width': width, 'depth': _depth(blocks, shapes), 'mlp_ratio': hidden / width}
 
 
 def _decoder(family: Family, names: DecoderNames, shapes: Mapping[str, Shape], given: Given) -> dict[str, Any]:
-    width, out_dim = (_shape(f'{module}.weight', 2, shapes)[0] for module in (names.embed, names.head))
+    width, out_dim = (shape_of(f'{module}.weight', 2, shapes)[0] for module in (names.embed, names.head))
     return {
         **_stack(names.blocks, family.block, width, shapes),
         'heads': _heads(width, family.decoder_heads, given.decoder_heads, '--decoder-heads'),
@@ -199,6 +223,7 @@ def _decoder(family: Family, names: DecoderNames, shapes: Mapping[str, Shape], g
         'embed_bias': f'{names.embed}.bias' in shapes,
         'pos_embed': family.pos_embed,
         'qkv_bias': family.qkv_bias,
+        'norm_epsilon': given.norm_epsilon or NORM_EPSILON,
     }
 
 
@@ -209,7 +234,7 @@ def read_architecture(family: Family, shapes: Mapping[str, Shape], given: Given)
       UserError: tensors are missing, or the number of heads is not known for these widths.
     """
     names = family.encoder
-    width, channels, *kernel = _shape(f'{names.patch}.weight', 4 if family.image else 5, shapes)
+    width, channels, *kernel = shape_of(f'{names.patch}.weight', 4 if family.image else 5, shapes)
     patch = (1, *kernel) if family.image else tuple(kernel)
     learned = not family.stores_tables and bool(names.position) and names.position in shapes
     decoders = {
@@ -225,13 +250,14 @@ def read_architecture(family: Family, shapes: Mapping[str, Shape], given: Given)
         'cls_token': bool(names.cls_token),
         'qkv_bias': family.qkv_bias,
         'final_norm': f'{names.norm}.weight' in shapes and not family.classifier,
+        'norm_epsilon': given.norm_epsilon or NORM_EPSILON,
     }
     if given.mean and given.std:
         backbone |= {'mean': given.mean, 'std': given.std}
     elif channels != 3:  # nobody published statistics for other channels: the input is taken as it is
         backbone |= {'mean': (0.0,) * channels, 'std': (1.0,) * channels}
     size = given.input_size or _input_size(family, shapes, patch)
-    classes = _shape(f'{family.classifier[1]}.weight', 2, shapes)[0] if family.classifier else None
+    classes = shape_of(f'{family.classifier[1]}.weight', 2, shapes)[0] if family.classifier else None
     return Architecture(backbone, decoders, classes, (*size, channels))
 
 
@@ -241,7 +267,7 @@ def _input_size(family: Family, shapes: Mapping[str, Shape], patch: tuple[int, .
         return (16, 224, 224)
     tokens = 14 * 14
     if family.encoder.position in shapes:
-        tokens = _shape(family.encoder.position, 3, shapes)[1] - 1
+        tokens = shape_of(family.encoder.position, 3, shapes)[1] - 1
     side = math.isqrt(tokens)
     if side * side != tokens:
         raise UserError(f'{family.encoder.position} has {tokens} tokens, which make no square: give --input')
@@ -267,13 +293,16 @@ def of_checkpoint(shapes: Mapping[str, Shape], meta: Mapping[str, Any]) -> Archi
     for name in sorted({path.split('/')[0] for path in shapes if path.startswith('decoders_')}):
         short = name.removeprefix('decoders_')
         section = task['decoder'] if short == 'pixels' else task['teachers'][short]['decoder']
-        stated = build_decoder({k: section[k] for k in ('pos_embed', 'qkv_bias') if k in section}, **_NO_SIZE)
+        stated = build_decoder(
+            {k: section[k] for k in ('pos_embed', 'qkv_bias', 'norm_epsilon') if k in section}, **_NO_SIZE
+        )
         decoders[short] = {
             **_our_stack(f'{name}/decoder', shapes),
             'out_dim': shapes[f'{name}/head/kernel'][1],
             'embed_bias': f'{name}/embed/bias' in shapes,
             'pos_embed': stated.pos_embed,
             'qkv_bias': stated.qkv_bias,
+            'norm_epsilon': stated.norm_epsilon,
         }
     classes = shapes['head/kernel'][1] if 'head/kernel' in shapes else None
     frames, height, width, channels = meta['input_shape'][-4:]
@@ -294,7 +323,7 @@ def _our_stack(path: str, shapes: Mapping[str, Shape]) -> dict[str, Any]:
     return {'width': width, 'depth': depth, 'heads': heads, 'mlp_ratio': hidden / width}
 
 
-def _differences(family: Family, model: Architecture) -> list[str]:
+def differences(family: Family, model: Architecture) -> list[str]:
     """Why a model cannot be written as a family; nothing if it can."""
     vit = model.vit()
     wrong = []
@@ -309,34 +338,10 @@ def _differences(family: Family, model: Architecture) -> list[str]:
     biases = {vit.qkv_bias, *(section['qkv_bias'] for section in model.decoders.values())}
     if biases != {family.qkv_bias}:
         wrong.append(f'its attention has {" and ".join(sorted(biases))} biases, the family has {family.qkv_bias}')
+    if not family.hub_class and vit.norm_epsilon != NORM_EPSILON:
+        wrong.append(f'its LayerNorms have an epsilon of {vit.norm_epsilon}, the family of {NORM_EPSILON}')
     if vit.cls_token != bool(family.encoder.cls_token):
         wrong.append('one has a class token, the other has none')
     if family.image and vit.patch[0] != 1:
         wrong.append('it sees clips, the family images')
     return wrong
-
-
-def check_family(family: Family, model: Architecture) -> None:
-    """Raises UserError, naming every difference, unless the model can be written as this family."""
-    wrong = _differences(family, model)
-    if wrong:
-        raise UserError(f'the checkpoint cannot be written as {family.name}: {"; ".join(wrong)}')
-
-
-def family_of(model: Architecture) -> Family:
-    """The authors' own family (not Hugging Face's) that a model can be written as.
-
-    Raises:
-      UserError: there is none, with what is in the way of the nearest.
-    """
-    own = [family for family in FAMILIES.values() if not family.hub_class]
-    fitting = [family for family in own if not _differences(family, model)]
-    if model.decoders:  # a plain encoder of the same positions may be several things, a decoder names its owner
-        fitting = [family for family in fitting if family.decoders]
-    if not fitting:
-        nearest = min(own, key=lambda family: len(_differences(family, model)))
-        raise UserError(
-            f'the checkpoint is no model of a published family; the nearest is {nearest.name}, but '
-            f'{"; ".join(_differences(nearest, model))}'
-        )
-    return fitting[0]

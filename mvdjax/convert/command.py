@@ -13,20 +13,25 @@ import numpy as np
 from mvdjax import checkpoints
 from mvdjax import config as configs
 from mvdjax.console import say
-from mvdjax.convert import architecture, families, files, hub, rules, writing
+from mvdjax.convert import dalle, families, files, hub, models, rules, writing
 from mvdjax.convert.architecture import Architecture, Given
-from mvdjax.convert.families import Family
+from mvdjax.convert.families import AnyFamily, Family
 from mvdjax.convert.layouts import Shape
+from mvdjax.convert.models import Model
 from mvdjax.convert.writing import Leaf
 from mvdjax.errors import UserError
-from mvdjax.models.vit import IMAGENET_MEAN, IMAGENET_STD
+from mvdjax.models.video_swin import VideoSwin
+from mvdjax.models.vit import IMAGENET_MEAN, IMAGENET_STD, ViT
 from mvdjax.tasks.base import describe
 
 MASKS = {True: {'kind': 'random', 'ratio': 0.75}, False: {'kind': 'tube', 'ratio': 0.9}}  # published; by family.image
 
 
-def _task_config(family: Family, model: Architecture, normalised_pixels: bool) -> dict[str, Any]:
+def _task_config(family: AnyFamily, model: Model, normalised_pixels: bool) -> dict[str, Any]:
     """Task name and section for the meta, as far as a file of weights decides them."""
+    if not isinstance(model, Architecture):
+        return model.task_config()
+    assert isinstance(family, Family)
     backbone = dict(model.backbone)
     if model.num_classes is not None:
         return {'task_name': 'classify', 'task': {'model': backbone, 'num_classes': model.num_classes}}
@@ -53,8 +58,8 @@ class Reading:
       left: tensors that are left behind.
     """
 
-    family: Family
-    model: Architecture
+    family: AnyFamily
+    model: Model
     expected: dict[str, Shape]
     mapping: list[rules.Rule]
     tables: dict[str, np.ndarray]
@@ -70,7 +75,13 @@ class Reading:
         return leaves, rules.format_table(self.mapping, tables, self.left, self.expected)
 
 
-def understand(source: files.Source, family: Family | None, given: Given, ignore: tuple[str, ...] = ()) -> Reading:
+def understand(
+    source: files.Source,
+    family: AnyFamily | None,
+    given: Given,
+    ignore: tuple[str, ...] = (),
+    average: bool = False,
+) -> Reading:
     """Finds out what a file holds, from names and shapes alone.
 
     Args:
@@ -78,20 +89,20 @@ def understand(source: files.Source, family: Family | None, given: Given, ignore
       family: of the file, or None to recognise it.
       given: what tensors do not say.
       ignore: regexes of tensors that may be left behind.
+      average: take the moving average that the file holds beside the weights.
 
     Raises:
       UserError: the tensors are not those of a model of the family.
     """
-    family = family or families.recognise(list(source.shapes))
-    source.rename(family.canonical)
-    model = architecture.read_architecture(family, source.shapes, hub.read(source.hub_config, given))
-    expected, mapping = model.shapes(), architecture.make_rules(family, model)
-    tables = architecture.make_tables(family, model)
-    left = rules.check_source(mapping, tables, source.shapes, expected, ignore)
+    family = family or families.recognise(source.shapes)
+    model = models.read(family, source, given, average)
+    expected, mapping = model.shapes(), models.make_rules(family, model)
+    tables = models.make_tables(family, model)
+    left = rules.check_source(mapping, tables, source.shapes, expected, (*ignore, *family.drops))
     return Reading(family, model, expected, mapping, tables, left)
 
 
-def _names(args: argparse.Namespace, source: files.Source, model: Architecture) -> list[str]:
+def _names(args: argparse.Namespace, source: files.Source, model: Model) -> list[str]:
     """Class names of a classifier."""
     names = hub.class_names(source.hub_config) if model.num_classes is not None else []
     if args.classes:
@@ -110,12 +121,11 @@ def import_checkpoint(args: argparse.Namespace) -> str:
     if args.destination.endswith(('.safetensors', *files.TORCH_SUFFIXES)):
         raise UserError(f'{args.source} and {args.destination} are both PyTorch files: DST is the name of a workdir')
     source = files.open_source(args.source, args.key)
-    given = Given(args.heads, args.decoder_heads, args.input)
+    given = Given(args.heads, args.decoder_heads, args.input, window=args.window)
     asked = families.get(args.family) if args.family else None
-    reading = understand(source, asked, given, tuple(args.ignore))
+    reading = understand(source, asked, given, tuple(args.ignore), args.ema)
     family, model = reading.family, reading.model
-    vit, (frames, height, width, _) = model.vit(), model.input_shape
-    if args.decoder_heads and not model.decoders:
+    if args.decoder_heads and isinstance(model, Architecture) and not model.decoders:
         raise UserError(f'--decoder-heads: {args.source} has no decoder')
     names = _names(args, source, model)
     config = _task_config(family, model, bool(source.hub_config.get('norm_pix_loss', not source.hub_config)))
@@ -125,9 +135,7 @@ def import_checkpoint(args: argparse.Namespace) -> str:
         raise UserError(f'{args.overrides[0]} changes a config: give it, --config=FILE')
     leaves, table = reading.read(source)
     say(f'{args.source} is of the family {family.name} ({family.text})')
-    say(
-        f'ViT {vit.width} wide, {vit.depth} deep, {vit.heads} heads; input {frames}x{height}x{width} (--heads, --input)'
-    )
+    say(model.text())
     for note in source.notes:
         say(f'note: {note}')
     say(table)
@@ -138,32 +146,36 @@ def import_checkpoint(args: argparse.Namespace) -> str:
         'config': config,
         'class_names': names,
         'input_shape': list(model.input_shape),
-        'backbone': describe(vit),
+        'backbone': describe(model.module()),
         'family': family.name,
         'sources': [{'checkpoint': args.source, 'sha256': source.sha256(), 'licence': licence, 'sources': []}],
         'licence': licence,
     }
-    architecture.of_checkpoint(reading.expected, meta)  # what reads the checkpoint must understand it
+    models.of_checkpoint(reading.expected, meta)  # what reads the checkpoint must understand it
     writing.save(args.destination, leaves, json.loads(json.dumps(meta)))
     return f'wrote {args.destination}: a checkpoint for init.checkpoint, a teacher, evaluate and selfcheck'
 
 
-def _checked_config(file: str, overrides: list[str], model: Architecture) -> dict[str, Any]:
+def _checked_config(file: str, overrides: list[str], model: Model) -> dict[str, Any]:
     """A config whose model is the converted one."""
     config = configs.load(file, overrides)
     task = configs.make_task(config)
-    mine, theirs = describe(model.vit()), describe(task.backbone())
-    sizes = ('width', 'depth', 'heads', 'mlp_ratio')
-    mine |= {name: getattr(model.vit(), name) for name in sizes}
-    theirs |= {name: getattr(task.backbone(), name) for name in sizes}
-    mine |= {'num_classes': model.num_classes, 'decoders': sorted(model.decoders)}
-    section = configs.section(config, 'task')
-    decoders = ['pixels'] if 'decoder' in section else sorted(section.get('teachers', {}))
-    theirs |= {'num_classes': getattr(task, 'num_classes', None), 'decoders': decoders}
-    wrong = [f'{key} {mine[key]!r} (config: {theirs[key]!r})' for key in mine if mine[key] != theirs[key]]
+    mine, theirs = _facts(model.module()), _facts(task.backbone())
+    mine['num_classes'], theirs['num_classes'] = model.num_classes, getattr(task, 'num_classes', None)
+    if isinstance(model, Architecture):
+        section = configs.section(config, 'task')
+        mine['decoders'] = sorted(model.decoders)
+        theirs['decoders'] = ['pixels'] if 'decoder' in section else sorted(section.get('teachers', {}))
+    wrong = [f'{key} {mine[key]!r} (config: {theirs.get(key)!r})' for key in mine if mine[key] != theirs.get(key)]
     if wrong:
         raise UserError(f'the weights are of another model than {file}: {", ".join(wrong)}')
     return config.to_dict()
+
+
+def _facts(backbone: ViT | VideoSwin) -> dict[str, Any]:
+    """What two backbones must have in common."""
+    sizes = ('depths', 'window') if isinstance(backbone, VideoSwin) else ('depth',)
+    return describe(backbone) | {name: getattr(backbone, name) for name in ('width', 'heads', 'mlp_ratio', *sizes)}
 
 
 def export_checkpoint(args: argparse.Namespace) -> str:
@@ -172,42 +184,55 @@ def export_checkpoint(args: argparse.Namespace) -> str:
     leaves = checkpoints.StoredParams(args.source, args.ema)
     left = [name for name in leaves if any(re.search(pattern, name) for pattern in args.ignore)]
     shapes = {name: shape for name, shape in leaves.shapes.items() if name not in left}
-    model = architecture.of_checkpoint(shapes, meta)
-    family = families.get(args.family) if args.family else architecture.family_of(model)
-    architecture.check_family(family, model)
+    model = models.of_checkpoint(shapes, meta)
+    family = families.get(args.family) if args.family else models.family_of(model)
+    models.check_family(family, model)
     files.check_name(args.destination, bool(family.hub_class))
     if args.transformers == 5 and not family.hub_class:
         raise UserError(f'--transformers=5 is for the hf- families, and {family.name} is none')
-    mapping, tables = architecture.make_rules(family, model), architecture.make_tables(family, model)
+    mapping, tables = models.make_rules(family, model), models.make_tables(family, model)
     config, preprocessor = None, None
-    if family.hub_class:
+    if isinstance(family, Family) and isinstance(model, Architecture) and family.hub_class:
         raw = str(meta['config']['task'].get('target', '')).endswith('_raw')
         config = hub.write(family, model, meta['class_names'], not raw)
         preprocessor = hub.preprocessor(model)
-    vit = model.vit()
+    backbone = model.module()
     say(f'{args.source} as {family.name} ({family.text})')
-    if not family.hub_class and (tuple(vit.mean), tuple(vit.std)) != (IMAGENET_MEAN, IMAGENET_STD):
-        say(f'note: pixels are normalised with mean {vit.mean}, std {vit.std}, which such a file does not say')
+    if not family.hub_class and (tuple(backbone.mean), tuple(backbone.std)) != (IMAGENET_MEAN, IMAGENET_STD):
+        statistics = f'mean {backbone.mean}, std {backbone.std}'
+        say(f'note: pixels are normalised with {statistics}, which such a file does not say')
     tensors = rules.to_theirs(mapping, tables, leaves, shapes)
     say(rules.format_table(mapping, dict.fromkeys(tables, 0.0), left, shapes))
-    if args.transformers == 5:
+    if isinstance(family, Family) and args.transformers == 5:
         tensors = {family.modernised(name): array for name, array in tensors.items()}
-    files.write(args.destination, tensors, config, preprocessor)
+    tensors = models.file_contents(family, model, tensors)
+    files.write(args.destination, tensors, config, preprocessor, family.container)
     return f'wrote {args.destination}; licence of the weights: {meta["licence"]}'
 
 
-IMPORT_ONLY = ('input', 'heads', 'decoder_heads', 'key', 'config', 'overrides', 'classes', 'licence')
+IMPORT_ONLY = ('input', 'heads', 'decoder_heads', 'window', 'key', 'config', 'overrides', 'classes', 'licence')
 
 
 def _check_options(args: argparse.Namespace, exports: bool) -> None:
     """Refuses options that only the other direction reads."""
-    idle = [name for name in (IMPORT_ONLY if exports else ('ema',)) if getattr(args, name)]
+    idle = [name for name in (IMPORT_ONLY if exports else ()) if getattr(args, name)]
     if not exports and args.transformers != 4:
         idle.append('transformers')
     if idle:
         names = ', '.join(f'--{name.replace("_", "-")}' for name in idle)
         direction = 'from PyTorch' if exports else 'to PyTorch'
         raise UserError(f'{names}: only for converting {direction}, and {args.source} goes the other way')
+
+
+def _convert_dalle(args: argparse.Namespace, exports: bool) -> str:
+    """The tokenizer, either way: it has neither tokens nor heads nor classes. Returns what to print last."""
+    idle = [name for name in ('input', 'heads', 'decoder_heads', 'config', 'classes', 'ignore') if getattr(args, name)]
+    if idle:
+        names = ', '.join(f'--{name.replace("_", "-")}' for name in idle)
+        raise UserError(f'{names}: not for the family {dalle.NAME}, whose file says all there is to know')
+    if exports:
+        return dalle.export_encoder(args.source, args.destination)
+    return dalle.import_encoder(args.source, args.destination, key=args.key, licence=args.licence)
 
 
 def _is_ours(path: str) -> bool:
@@ -246,6 +271,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('destination', metavar='DST', help='workdir to make; or .pth, .safetensors, or an hf- folder')
     parser.add_argument('--family', default='', help='what SRC or DST is in PyTorch (default: recognised)')
     parser.add_argument('--input', type=_size, metavar='TxHxW', help='frames and pixels of an input, like 16x224x224')
+    parser.add_argument(
+        '--window', type=_size, metavar='TxHxW', help='of a Swin, in tokens, if its tables do not say it'
+    )
     parser.add_argument('--heads', type=_positive, help='of the encoder, if its width is of no published model')
     parser.add_argument('--decoder-heads', type=_positive, help='of the decoders, likewise')
     parser.add_argument(
@@ -262,7 +290,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument('--classes', metavar='FILE', help='class names, one per line')
     parser.add_argument('--licence', default='', help='of the weights, to be stored with them')
-    parser.add_argument('--ema', action='store_true', help='write the moving average of SRC')
+    parser.add_argument('--ema', action='store_true', help='take the moving average of SRC')
     parser.add_argument(
         '--transformers',
         type=int,
@@ -272,7 +300,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         'or 5, as the modules of transformers 5 have them (for load_state_dict)',
     )
     parser.add_argument('--overwrite', action='store_true', help='replace DST')
-    kinds = '\n'.join(f'  {family.name:<22} {family.text}' for family in families.FAMILIES.values())
+    texts = {**{family.name: family.text for family in families.FAMILIES.values()}, dalle.NAME: dalle.TEXT}
+    kinds = '\n'.join(f'  {name:<22} {text}' for name, text in texts.items())
     parser.epilog = f"""families:
 {kinds}
 
@@ -280,7 +309,8 @@ example:
   mvdjax convert mae_pretrain_vit_base.pth runs/mae_in1k_vit_b
   mvdjax convert finetuned.pth runs/k400_vit_b --family=mvd-finetuned --config=configs/finetune/k400_vit_b.py
   mvdjax convert runs/mvd_k400_vit_b_from_b_400 student.pth
-  mvdjax convert runs/videomae_k400_vit_b videomae-base/ --family=hf-videomae"""
+  mvdjax convert runs/videomae_k400_vit_b videomae-base/ --family=hf-videomae
+  mvdjax convert encoder.pkl runs/dalle"""
 
 
 def run(args: argparse.Namespace) -> int:
@@ -290,5 +320,8 @@ def run(args: argparse.Namespace) -> int:
     exports = _is_ours(args.source)
     _check_options(args, exports)
     files.check_target(args.source, args.destination, args.overwrite)
+    if dalle.is_ours(args.source, args.family) if exports else dalle.is_theirs(args.source, args.family):
+        say(_convert_dalle(args, exports))
+        return 0
     say(export_checkpoint(args) if exports else import_checkpoint(args))
     return 0

@@ -3,6 +3,8 @@
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 
+from mvdjax.convert.layouts import Shape
+from mvdjax.convert.swin_families import SWIN_FAMILIES, SwinFamily
 from mvdjax.errors import UserError
 
 # Hugging Face's files keep the names of transformers 4; the modules of transformers 5 have others: (file, module).
@@ -88,6 +90,8 @@ class Family:
       licence: of the weights that their authors published.
       image: whether the patch embedding is a 2-D convolution.
       stores_tables: whether files hold the fixed position tables (MAE's do).
+      drops: regexes of tensors that every file may leave behind.
+      container: key that the state dict lies under in a pickled file.
     """
 
     name: str
@@ -105,6 +109,8 @@ class Family:
     licence: str = 'CC-BY-NC-4.0 if these are the weights that the authors published; else as their owner says'
     image: bool = False
     stores_tables: bool = False
+    drops: Sequence[str] = ()
+    container: str = 'model'
 
     def canonical(self, name: str) -> str:
         """A tensor's name in this family's own spelling."""
@@ -147,7 +153,9 @@ def _mvd_decoder(name: str) -> DecoderNames:
     return DecoderNames(f'down_{name}', f'mask_token_{name}', f'{part}.blocks.{{}}', f'{part}.norm', f'{part}.head')
 
 
-FAMILIES = {
+AnyFamily = Family | SwinFamily
+
+_VIT_FAMILIES = {
     family.name: family
     for family in (
         Family(
@@ -272,9 +280,10 @@ FAMILIES = {
         ),
     )
 }
+FAMILIES: dict[str, AnyFamily] = {**_VIT_FAMILIES, **SWIN_FAMILIES}
 
 
-def get(name: str) -> Family:
+def get(name: str) -> AnyFamily:
     """A family by name.
 
     Raises:
@@ -285,15 +294,15 @@ def get(name: str) -> Family:
     return FAMILIES[name]
 
 
-def recognise(names: Sequence[str]) -> Family:
-    """The family of a file from the names of its tensors.
+def recognise(shapes: Mapping[str, Shape]) -> AnyFamily:
+    """The family of a file from the names and shapes of its tensors.
 
     Raises:
       UserError: none fits, or more than one does.
     """
-    fitting = [family for family in FAMILIES.values() if family.fits(names)]
+    fitting = [family for family in FAMILIES.values() if family.fits(shapes)]
     if not fitting:
-        shown = ', '.join(sorted(names)[:5])
+        shown = ', '.join(sorted(shapes)[:5])
         raise UserError(
             f'no known family has tensors like {shown}; the families are {", ".join(FAMILIES)}. An encoder alone under '
             'plain names may have any positions: if it is an MVD student, say --family=mvd'

@@ -17,7 +17,7 @@ import shutil
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -73,6 +73,12 @@ class Source:
     def pop(self, name: str) -> np.ndarray:
         """A tensor as float32 (exact for 16-bit floats), forgotten here."""
         return self.readers.pop(name)()
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Leaves tensors out, as if the file did not hold them."""
+        for name in names:
+            self.shapes.pop(name, None)
+            self.readers.pop(name, None)
 
     def rename(self, canonical: Callable[[str], str]) -> None:
         """Gives the tensors other names.
@@ -334,8 +340,11 @@ def write(
     tensors: Mapping[str, np.ndarray],
     hub_config: Mapping[str, Any] | None = None,
     preprocessor: Mapping[str, Any] | None = None,
+    container: str = 'model',
 ) -> None:
     """Writes a state dict: a pickled file, a safetensors file, or with the two JSONs a Hugging Face folder.
+
+    In a pickled file the original programs look for it under a key, `container`; Hugging Face's look for the tensors.
 
     Raises:
       UserError: it cannot be written; what was there is untouched.
@@ -348,8 +357,7 @@ def write(
         torch = _torch()
         state = {name: torch.from_numpy(array) for name, array in tensors.items()}
         with appearing(path) as file:
-            # The original programs look under 'model'; Hugging Face's look for the tensors themselves.
-            torch.save(state if hub_config else {'model': state}, file)
+            torch.save(state if hub_config else {container: state}, file)
     else:
         with appearing(path) as folder:
             os.makedirs(folder)

@@ -105,3 +105,39 @@ class Convolution:
     def to_theirs(self, leaf: np.ndarray) -> list[np.ndarray]:
         """See `Layout`."""
         return [np.moveaxis(leaf.reshape(*self.kernel, self.channels, -1), (-1, -2), (0, 1))]
+
+
+@dataclasses.dataclass(frozen=True)
+class TransposedConvolution:
+    """A transposed convolution's weight (in, out, *kernel), ours (in, t, h, w, out); a 2-D one's kernel has t = 1."""
+
+    kernel: Shape
+
+    def shapes(self, shape: Shape) -> list[Shape]:
+        """See `Layout`."""
+        return [(shape[0], shape[-1], *self.kernel)]
+
+    def to_ours(self, tensors: Sequence[np.ndarray], shape: Shape) -> np.ndarray:
+        """See `Layout`."""
+        return np.moveaxis(tensors[0], 1, -1).reshape(shape)
+
+    def to_theirs(self, leaf: np.ndarray) -> list[np.ndarray]:
+        """See `Layout`."""
+        return [np.moveaxis(leaf.reshape(leaf.shape[0], *self.kernel, leaf.shape[-1]), -1, 1)]
+
+
+@dataclasses.dataclass(frozen=True)
+class BiasTable:
+    """Relative position biases (rows, heads), ours (t, h, w, heads)."""
+
+    def shapes(self, shape: Shape) -> list[Shape]:
+        """See `Layout`."""
+        return [(math.prod(shape[:-1]), shape[-1])]
+
+    def to_ours(self, tensors: Sequence[np.ndarray], shape: Shape) -> np.ndarray:
+        """See `Layout`."""
+        return tensors[0].reshape(shape)
+
+    def to_theirs(self, leaf: np.ndarray) -> list[np.ndarray]:
+        """See `Layout`."""
+        return [leaf.reshape(self.shapes(leaf.shape)[0])]

@@ -1,4 +1,4 @@
-"""Resizing of learned tables (positions, position biases) for another grid, on the host: NumPy only."""
+"""Learned tables (positions, position biases) and patch embeddings for another grid, on the host: NumPy only."""
 
 import numpy as np
 
@@ -34,6 +34,39 @@ def resize_table(table: np.ndarray, grid: tuple[int, int, int], plane: str = 'cu
             weights = _weights(table.shape[axis], places, cubic=axis > 0 and plane == 'cubic')
             resized = np.moveaxis(np.tensordot(weights, resized, (1, axis)), 0, axis)
     return resized.astype(table.dtype)
+
+
+def resize_biases(table: np.ndarray, sides: tuple[int, int, int]) -> np.ndarray:
+    """Resizes tables of relative position biases for another window, as the published BEVT does.
+
+    An image's table, of one place in time, is resized by 'cubic' and repeated over time (golden:
+    bevt/inflate_bevt_window4to7); a clip's is resized by 'linear' on all three axes (bevt/transfer_window444_to_844).
+
+    Args:
+      table: (..., t, h, w, heads) with any leading axes (blocks).
+      sides: the new (t, h, w): twice the window's, less one.
+
+    Returns:
+      (..., *sides, heads) of the table's dtype.
+    """
+    lead = table.shape[:-4]
+    flat = np.moveaxis(table.reshape(-1, *table.shape[-4:]), 0, -1)  # (t, h, w, heads, blocks)
+    plane = 'cubic' if table.shape[-4] == 1 else 'linear'
+    resized = resize_table(flat.reshape(*flat.shape[:3], -1), sides, plane).reshape(*sides, *flat.shape[3:])
+    return np.moveaxis(resized, -1, 0).reshape(*lead, *sides, table.shape[-1])
+
+
+def inflate_patches(kernel: np.ndarray, frames: int) -> np.ndarray:
+    """An image's patch embedding for cubes of several frames: repeated, and divided, so that a still gives the same.
+
+    Args:
+      kernel: (rows * columns * channels, width).
+      frames: of a cube.
+
+    Returns:
+      (frames * rows * columns * channels, width).
+    """
+    return np.tile(kernel, (frames, 1)) / np.asarray(frames, kernel.dtype)
 
 
 def _weights(source: int, target: int, *, cubic: bool) -> np.ndarray:

@@ -220,8 +220,8 @@ def test_learned_positions(tmp_path):
 
 def test_every_family_recognises_its_own_names():
     for kind in CASES:
-        names = list(published(kind))
-        fitting = [family.name for family in families.FAMILIES.values() if family.fits(names)]
+        shapes = {name: array.shape for name, array in published(kind).items()}
+        fitting = [family.name for family in families.FAMILIES.values() if family.fits(shapes)]
         assert kind.split()[0] in fitting
         assert len(fitting) == (2 if 'finetuned' in kind else 1)
 
@@ -279,7 +279,7 @@ def test_an_encoder_alone_can_be_written(tmp_path):
     encoder = torch.load(target)['model']
     assert encoder.keys() == {n for n in published('mvd') if n.startswith(('patch_embed', 'blocks', 'norm'))}
     with pytest.raises(UserError, match='if it is an MVD student, say --family=mvd'):
-        families.recognise(list(encoder))
+        families.recognise(dict.fromkeys(encoder, ()))
 
 
 def test_a_config_of_another_stage_is_refused(tmp_path, capsys):

@@ -1,0 +1,192 @@
+"""Attention within (shifted) windows of a map, with relative position biases (Swin 2103.14030, Video Swin 2106.13230).
+
+How a map is cut is known when a model is built: everything about it is computed here with NumPy, once for a shape, and
+ends in the program as a few small constants. Where nothing has to be padded, rolled or masked, nothing is.
+"""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mvdjax.errors import UserError
+from mvdjax.models.embed import Grid
+from mvdjax.models.layers import token_init
+
+FORBIDDEN = -100.0  # added to the logits of pairs that may not see each other; the published value, not minus infinity
+PADDING = 127  # region of positions that were padded; the others are below 27
+
+
+@dataclasses.dataclass(frozen=True)
+class Windows:
+    """How one block cuts a map.
+
+    Attributes:
+      size: of a window, in tokens along time, height, width.
+      shift: the map is rolled back by so many tokens before it is cut.
+      padding: zeros appended to each axis before that.
+      count: windows along each axis.
+      regions: (windows, tokens of a window) int8, or None; only tokens of one region see each other.
+    """
+
+    size: Grid
+    shift: Grid
+    padding: Grid
+    count: Grid
+    regions: np.ndarray | None
+
+    def split(self, x: jax.Array) -> jax.Array:
+        """(b, t, h, w, c) -> (b, windows, tokens of a window, c), padded and rolled."""
+        if any(self.padding):
+            x = jnp.pad(x, ((0, 0), *((0, n) for n in self.padding), (0, 0)))
+        axes = [i for i in range(3) if self.shift[i]]
+        if axes:
+            x = jnp.roll(x, [-self.shift[i] for i in axes], [i + 1 for i in axes])
+        return _split(x, self.count, self.size)
+
+    def join(self, x: jax.Array) -> jax.Array:
+        """The inverse of `split`."""
+        (n0, n1, n2), (s0, s1, s2) = self.count, self.size
+        x = x.reshape(x.shape[0], n0, n1, n2, s0, s1, s2, x.shape[-1]).transpose(0, 1, 4, 2, 5, 3, 6, 7)
+        x = x.reshape(x.shape[0], n0 * s0, n1 * s1, n2 * s2, x.shape[-1])
+        axes = [i for i in range(3) if self.shift[i]]
+        if axes:
+            x = jnp.roll(x, [self.shift[i] for i in axes], [i + 1 for i in axes])
+        if any(self.padding):
+            t, h, w = (s - p for s, p in zip(x.shape[1:4], self.padding, strict=True))
+            x = x[:, :t, :h, :w]
+        return x
+
+
+def cut(grid: Grid, window: Grid, shifted: bool, image: bool, corrected: bool) -> Windows:
+    """How a block cuts its map.
+
+    A clip's window is never longer than the map, and not shifted along an axis that it spans. As published, an image's
+    window is neither cut to the map nor is the map padded, and every block keeps apart the regions that a shift
+    brings together, the blocks that do not shift too; and padded positions of a clip are keys like all others.
+
+    Args:
+      grid: (t, h, w) of the map.
+      window: (t, h, w) of the full window.
+      shifted: whether this is a shifted block (every second one is).
+      image: whether the map is an image's, t = 1.
+      corrected: cut images as clips are cut, and let nothing see padded positions.
+
+    Raises:
+      UserError: an image's map does not divide into windows.
+    """
+    published = image and not corrected
+    size = (1, *window[1:]) if published else tuple(min(n, w) for n, w in zip(grid, window, strict=True))
+    padding = tuple(-n % s for n, s in zip(grid, size, strict=True))
+    if published and any(padding):
+        raise UserError(
+            f'a map of {grid[1]}x{grid[2]} tokens does not divide into windows of {window[1]}x{window[2]}, and the '
+            'published image path pads nothing: choose another image size or window, or corrected=True'
+        )
+    full = tuple(w // 2 if n > w or published else 0 for n, w in zip(grid, window, strict=True))
+    full = (0, *full[1:]) if image else full
+    shift = full if shifted else (0, 0, 0)
+    padded = tuple(n + p for n, p in zip(grid, padding, strict=True))
+    regions = _regions(padded, size, full if published else shift)
+    if corrected and any(padding):
+        outside = np.ones(padded, bool)
+        outside[: grid[0], : grid[1], : grid[2]] = False
+        regions[np.roll(outside, [-s for s in shift], (0, 1, 2))] = PADDING
+    count = tuple(n // s for n, s in zip(padded, size, strict=True))
+    by_window = _split(regions[None, ..., None], count, size)[0, :, :, 0]
+    apart = (by_window != by_window[:, :1]).any()
+    return Windows(_grid(size), _grid(shift), _grid(padding), _grid(count), by_window if apart else None)
+
+
+def _grid(sides: tuple[int, ...]) -> Grid:
+    t, h, w = sides
+    return t, h, w
+
+
+def _split(x: Any, count: tuple[int, ...], size: tuple[int, ...]) -> Any:
+    """(b, t, h, w, c) -> (b, windows, tokens of a window, c), of NumPy or JAX."""
+    (n0, n1, n2), (s0, s1, s2) = count, size
+    x = x.reshape(x.shape[0], n0, s0, n1, s1, n2, s2, x.shape[-1]).transpose(0, 1, 3, 5, 2, 4, 6, 7)
+    return x.reshape(x.shape[0], n0 * n1 * n2, s0 * s1 * s2, x.shape[-1])
+
+
+def _regions(grid: tuple[int, ...], size: tuple[int, ...], shift: tuple[int, ...]) -> np.ndarray:
+    """Numbers of the parts of a rolled map that were not neighbours before it was rolled. int8 of shape `grid`."""
+    regions = np.zeros(grid, np.int8)
+    for axis, (n, w, s) in enumerate(zip(grid, size, shift, strict=True)):
+        if s:
+            place = np.arange(n)
+            part = (place >= n - w).astype(np.int8) + (place >= n - s)
+            regions = 3 * regions + part.reshape([-1 if i == axis else 1 for i in range(3)]).astype(np.int8)
+    return regions
+
+
+def position_bias(table: jax.Array, window: Grid, size: Grid, corrected: bool) -> jax.Array:
+    """What the table adds to the logits of each pair of tokens of a window.
+
+    Each axis is spread by a product with a constant of zeros and ones: exact, and its gradient is a product too, where
+    a gather's is a scatter, which is slow and on GPUs of no fixed order.
+
+    Args:
+      table: (2 * Wt - 1, 2 * Wh - 1, 2 * Ww - 1, heads) float32 of the full window (Wt, Wh, Ww); place
+        (dt + Wt - 1, dh + Wh - 1, dw + Ww - 1) is for a query that lies (dt, dh, dw) behind its key.
+      window: the full window.
+      size: the window as it was cut to the map.
+      corrected: look up the true offset. As published, tokens are numbered as in the full window: where height or
+        width was cut, token n gets the place of token n of the full window.
+
+    Returns:
+      (heads, tokens, tokens) float32: query, key.
+    """
+    spread = size if corrected else (size[0], *window[1:])
+    for axis, (w, s) in enumerate(zip(window, spread, strict=True)):
+        table = jax.lax.slice_in_dim(table, w - s, w + s - 1, axis=axis)
+    # [query, key, place]
+    t, h, w = (
+        np.eye(2 * s - 1, dtype=np.float32)[np.subtract.outer(np.arange(s), np.arange(s)) + s - 1] for s in spread
+    )
+    exact = jax.lax.Precision.HIGHEST
+    bias = jnp.einsum('xyzn,adx->nyzad', table, t, precision=exact)
+    bias = jnp.einsum('nyzad,bey->nzadbe', bias, h, precision=exact)
+    bias = jnp.einsum('nzadbe,cfz->nabcdef', bias, w, precision=exact)
+    tokens, all_tokens = int(np.prod(size)), int(np.prod(spread))
+    return bias.reshape(-1, all_tokens, all_tokens)[:, :tokens, :tokens]
+
+
+class WindowAttention(nn.Module):
+    """Multi-head self-attention within windows; the kernels keep the heads as an axis, as `layers.Attention`'s do.
+
+    Attributes:
+      heads: number of heads; must divide the width.
+      window: (t, h, w) of the full window, which the position table is for.
+      corrected: see `position_bias`.
+      dtype: compute dtype; logits, biases and softmax are float32 always.
+    """
+
+    heads: int
+    window: Grid
+    corrected: bool
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, windows: Windows) -> jax.Array:
+        """(b, windows, tokens of a window, c), cut as `windows` says -> the same shape."""
+        width = x.shape[-1]
+        if width % self.heads:
+            raise UserError(f'width {width} is not a multiple of heads {self.heads}')
+        shape = (self.heads, width // self.heads)
+        qkv = nn.DenseGeneral((3, *shape), kernel_init=token_init, dtype=self.dtype, name='qkv')(x)
+        q, k, v = qkv[:, :, :, 0] * shape[1] ** -0.5, qkv[:, :, :, 1], qkv[:, :, :, 2]
+        sides = tuple(2 * w - 1 for w in self.window)
+        table = self.param('relative_position_table', token_init, (*sides, self.heads))
+        logits = jnp.einsum('bwqhd,bwkhd->bwhqk', q, k, preferred_element_type=jnp.float32)
+        logits += position_bias(table, self.window, windows.size, self.corrected)
+        if windows.regions is not None:
+            apart = windows.regions[:, None, :, None] != jnp.asarray(windows.regions)[:, None, None, :]
+            logits = jnp.where(apart, logits + FORBIDDEN, logits)
+        weights = jax.nn.softmax(logits).astype(self.dtype)
+        y = jnp.einsum('bwhqk,bwkhd->bwqhd', weights, v)
+        return nn.DenseGeneral(width, axis=(-2, -1), kernel_init=token_init, dtype=self.dtype, name='proj')(y)
