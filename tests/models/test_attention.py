@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
-from mvdjax import sharding
+from mvdjax import attention_check, sharding
 from mvdjax.errors import UserError
+from mvdjax.main import main
 from mvdjax.models.attention import attention, choose, pallas_attention
 from mvdjax.models.layers import Transformer
 
@@ -106,3 +107,32 @@ def test_the_pallas_kernel_runs_on_every_devices_own_rows_and_heads():
         got = on_mesh(q, k, v)
     assert {shard.data.shape for shard in got.addressable_shards} == {(1, 16, 1, 8)}
     np.testing.assert_allclose(got, attention(q, k, v), atol=1e-5)
+
+
+@pytest.fixture
+def quick_cases(monkeypatch):
+    cases = (attention_check.Case('small', 20, 2, 8), attention_check.Case('window', 8, 2, 8, biased=True))
+    monkeypatch.setattr(attention_check, 'CASES', cases)
+
+
+def test_the_check_says_what_it_compared(quick_cases, capsys):
+    assert main(['selfcheck', '--attention']) == 0
+    out = capsys.readouterr().out
+    assert 'nothing was compared: a cpu has none of cudnn, pallas' in out
+    assert 'small: 20 tokens, 2 heads of 8' in out
+    assert 'dbias' in out
+    assert main(['selfcheck']) == 1
+    assert 'give selfcheck a checkpoint, or --attention' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('broken', [False, True])
+def test_the_check_finds_a_kernel_that_is_off(quick_cases, monkeypatch, capsys, broken):
+    def kernel(q, k, v, bias=None, *, implementation):
+        scale = 1.05 if broken and implementation == 'pallas' else 1.0
+        return attention(scale * q, k, v, bias)
+
+    monkeypatch.setattr(attention_check, 'attention', kernel)
+    monkeypatch.setattr(attention_check, 'available', lambda *_: ['pallas'])
+    assert main(['selfcheck', '--attention']) == int(broken)
+    printed = capsys.readouterr()
+    assert ('further off' in printed.err) if broken else ('pallas agrees with XLA' in printed.out)
