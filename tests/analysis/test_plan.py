@@ -62,7 +62,8 @@ def test_memory_by_hand(name, compiled):
     kinds, devices = plan['memory']['kinds'], jax.device_count()
     assert kinds['parameters'] == 4 * plan['parameters']
     assert kinds['optimizer'] == 8 * plan['parameters'] + 4  # and a counter
-    assert kinds['teachers'] == 4 * plan['teacher_parameters']
+    width = 2 if name == 'mvd' else 0  # their norms alone are held in float32, see `mvd.Teacher.shapes`
+    assert width * plan['teacher_parameters'] <= kinds['teachers'] <= 1.1 * width * plan['teacher_parameters']
     assert (plan['teacher_parameters'] > 0) == (name == 'mvd')
     rows = config.run.global_batch * plan['batch']['views'] // devices
     tokens, frames = {'mae': (4, 1), 'mvd': (32, 16), 'classify': (0, 16)}[name]
@@ -141,10 +142,22 @@ def test_hours_and_utilisation_follow_from_the_step_time():
 def test_a_trace_is_linear_in_the_clips():
     step = step_on(DEBUG['mvd'], 'H100:8')
     found = traces.trace(step.task, step.batch, step.clips, 1)
-    direct = traces.gradient(
-        step.task, jax.tree.map(lambda x: jax.ShapeDtypeStruct((5, *x.shape[1:]), x.dtype), step.batch)
-    )
+    five = jax.tree.map(lambda x: jax.ShapeDtypeStruct((5, *x.shape[1:]), x.dtype), step.batch)
+    direct = traces.gradient(step.task, five)
     assert list(found.products(5)) == list(traces.products(direct))
+
+
+def test_fused_attention_keeps_its_logits():
+    """What the two ways differ by is the logits' bytes: written by one product, read by the other."""
+    b, n, heads, width = 2, 64, 2, 8
+    q = jax.ShapeDtypeStruct((b, n, heads, width), np.float32)
+    jaxpr = jax.make_jaxpr(lambda q: jax.nn.dot_product_attention(q, q, q))(q).jaxpr
+    hidden = traces.logits(jaxpr)
+    assert hidden == {(b, heads, n, n)}
+    plain, fused = (sum(p.bytes for p in traces.products(jaxpr, hidden=h)) for h in (frozenset(), hidden))
+    assert plain - fused == 2 * 4 * b * heads * n * n
+    assert fused == 6 * 4 * b * n * heads * width
+    assert traces.peak_bytes(jaxpr, hidden) < traces.peak_bytes(jaxpr)
 
 
 def test_live_memory_of_a_small_program():
