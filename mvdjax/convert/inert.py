@@ -236,8 +236,10 @@ def _read_legacy(file: Any, packages: str) -> tuple[Any, Places]:
 
 def _walk(module: Any, prefix: str, above: tuple[Any, ...]) -> Iterator[tuple[str, _Tensor]]:
     """(name, tensor) of a stand-in of a torch.nn.Module and all modules in it."""
-    if not isinstance(module, Inert) or any(module is other for other in above):
-        raise pickle.UnpicklingError('it holds a module that is none, or that holds itself')
+    if not isinstance(module, Inert):
+        raise pickle.UnpicklingError(f'it holds an {type(module).__name__} where a module belongs')
+    if any(module is other for other in above):
+        raise pickle.UnpicklingError('it holds a module that holds itself')
     state = vars(module)
     for kind in ('_parameters', '_buffers'):
         for name, tensor in _named(state, kind):
