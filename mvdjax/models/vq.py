@@ -15,7 +15,7 @@ from mvdjax.errors import UserError
 
 NORM_GROUPS = 8
 STATISTICS = (0.5, 0.5, 0.5)  # mean and deviation of the input: pixels from -1 to 1
-# Of a fresh code's values. Only its direction counts, so a short code turns fast: Adam's steps have the size of the rate.
+# Of a fresh code's values. Only directions count, so short codes turn fast: Adam's steps have the size of the rate.
 CODE_DEVIATION = 0.03
 
 # Variance scaling by the inputs, for convolutions followed by a SiLU; the last one of a branch starts at zero, so that

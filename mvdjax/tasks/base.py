@@ -11,13 +11,20 @@ from mvdjax import keywords
 from mvdjax.data.sources import FileList
 from mvdjax.errors import UserError
 from mvdjax.metrics import Metrics
+from mvdjax.models.dvae import DalleEncoder
 from mvdjax.models.embed import Grid, token_grid
 from mvdjax.models.masked_vit import Decoder
 from mvdjax.models.video_swin import VideoSwin, swin_variant
 from mvdjax.models.vit import IMAGENET_MEAN, IMAGENET_STD, ViT, variant
+from mvdjax.models.vq import VQ
 
 DTYPES = ('float32', 'bfloat16')
-KINDS = {'vit': 'ViT', 'swin': 'Video Swin'}  # of backbones, see `describe`
+KINDS = {  # of models, see `describe`
+    'vit': 'ViT',
+    'swin': 'Video Swin',
+    'vq': 'VQ tokenizer',
+    'dalle': 'DALL-E encoder',
+}
 
 Batch = Mapping[str, Any]  # see data/schema.py
 
@@ -161,14 +168,15 @@ def build_decoder(config: Mapping[str, Any], **fixed: Any) -> Decoder:
     return build_module(Decoder, config, **fixed)
 
 
+KIND_OF: dict[type, str] = {VideoSwin: 'swin', VQ: 'vq', DalleEncoder: 'dalle'}
 DESCRIBED = ('patch', 'pos_embed', 'cls_token', 'qkv_bias', 'corrected', 'mean', 'std')
 
 
 def describe(model: Any) -> dict[str, Any]:
     """What decides what a model's weights mean, beyond their shapes: it travels in a checkpoint's meta."""
     found = {name: getattr(model, name) for name in DESCRIBED if hasattr(model, name)}
-    kind = {'kind': 'swin'} if isinstance(model, VideoSwin) else {}
-    return {**kind, **{name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}}
+    found = {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
+    return found if isinstance(model, ViT) else {'kind': KIND_OF[type(model)], **found}
 
 
 def check_backbone(meta: Mapping[str, Any], model: Any, what: str, path: str) -> None:

@@ -124,6 +124,8 @@ class Dalle:
         def init(key: jax.Array) -> Any:
             return self.encoder().init(key, image)['params']
 
+        if self.checkpoint != RANDOM:
+            check_backbone(checkpoints.read_meta(self.checkpoint), self.encoder(), 'tokenizer', self.checkpoint)
         return _load(self.checkpoint, jax.eval_shape(init, jax.random.key(0)), init)
 
     def tokens(self, params: Any, video: jax.Array) -> jax.Array:

@@ -53,14 +53,13 @@ class Task:
       model: section of `models.vq.VQ`.
       commitment: weight of drawing the encoder's vectors to their codes (VQ-VAE: 0.25); codes are drawn to the
         vectors with weight 1.
-      spare: weight of drawing the codes that a batch does not use to the vectors nearest to them. Adam makes even a
-        small one move a dead code at full speed, while it hardly bends those in use.
+      spare: weight of drawing the codes that a batch does not use to the vectors nearest to them; 0 lets codes die.
       perceptual: arguments of `Perceptual`, or None for pixels alone.
     """
 
     model: Mapping[str, Any]
     commitment: float = 0.25
-    spare: float = 0.01
+    spare: float = 0.3
     perceptual: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
