@@ -81,13 +81,16 @@ def pretrain(
 
 
 def shrunk(c: ConfigDict) -> ConfigDict:
-    """The debug form: a batch of 8 clips with 16 images, or of 8 images."""
-    c.task.model = {'variant': 'debug', 'dtype': 'bfloat16'}
-    c.task.tokenizer = {'kind': 'dalle', 'checkpoint': 'random', 'model': {'width': 8, 'vocabulary': 64}}
+    """The debug form: a batch of 8 clips with 16 images, or of 8 images; two stages, which are what is joined."""
+    tiny = {'width': 16, 'depths': (1, 2), 'heads': (1, 2), 'window': (2, 2, 2)}
+    c.task.model = {**tiny, 'drop_path': 0.1, 'dtype': 'bfloat16'}
+    c.task.tokenizer = {'kind': 'dalle', 'checkpoint': 'random', 'model': {'width': 4, 'blocks': 1, 'vocabulary': 64}}
     stream = c.run.stream
     for name, data in {stream: c.data, **{name: node.data for name, node in c.streams.items()}}.items():
-        data.update(files=f'{DEMO}/{"images" if name == "image" else "pretrain"}.txt', workers=0)
-        data.options.update(size=64, token_size=32, masked=8, smallest_block=2, short_sides=(64, 80))
+        images = name == 'image'
+        data.update(files=f'{DEMO}/{"images" if images else "pretrain"}.txt', workers=0)
+        sizes = {'size': 32, 'token_size': 64, 'patch': (1 if images else 2, 4, 4), 'short_sides': (32, 40)}
+        data.options.update(**sizes, masked=32, smallest_block=4)
     for node in c.streams.values():
         node.batch = 16
     if stream == 'video':
