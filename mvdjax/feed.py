@@ -7,11 +7,12 @@ from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
 import ml_collections
+from jax.sharding import Mesh
 
 from mvdjax import config as configs
-from mvdjax import processes
+from mvdjax import processes, topology
 from mvdjax.data.mixing import parts_of
-from mvdjax.data.pipeline import BadFiles, Data, Stream, train_batches, train_streams
+from mvdjax.data.pipeline import BadFiles, Data, Stream, merge_bad_files, train_batches, train_streams
 from mvdjax.data.schema import SUBSTITUTED, Sample
 from mvdjax.data.sources import FileList, fingerprint
 from mvdjax.errors import UserError
@@ -146,7 +147,7 @@ class Feed:
     ) -> None:
         """`budgets` by stream; batches of one stream are flat. `open_at(start, steps)` makes other batches."""
         self._batches, self._budgets, self._open_at = batches, budgets, open_at
-        self._before = self.counts()
+        self._base = self._before = self.counts()
 
     def __call__(self, window: Window) -> Any:
         """The next batch, counted in `window`."""
@@ -169,12 +170,22 @@ class Feed:
         """Ends the workers, which would else live on as long as the process, and complain when it ends."""
         self._batches.close()
 
+    def totals(self, ahead: bool = False) -> dict[str, list[int]]:
+        """`counts` over all processes, all of which must call it."""
+        now = self.counts(ahead)
+        mine = {name: [n - b for n, b in zip(now[name], base, strict=True)] for name, base in self._base.items()}
+        found = processes.exchange('files read', mine)
+        return {
+            name: [b + sum(part[name][i] for part in found) for i, b in enumerate(base)]
+            for name, base in self._base.items()
+        }
+
     def counts(self, ahead: bool = False) -> dict[str, list[int]]:
         """{stream: [files tried, files that could not be read]}; `ahead`: without the newest batch."""
         return self._before if ahead else {name: [b.tried, b.failed] for name, b in self._budgets.items()}
 
 
-def open_feed(streams: Mapping[str, Stream], run: Run, workdir: str, place: Place, steps: int) -> Feed:
+def open_feed(streams: Mapping[str, Stream], run: Run, workdir: str, place: Place, steps: int, mesh: Mesh) -> Feed:
     """This process's feed of a run from a place on.
 
     Args:
@@ -183,13 +194,18 @@ def open_feed(streams: Mapping[str, Stream], run: Run, workdir: str, place: Plac
       workdir: where unreadable files are recorded.
       place: where the run stands.
       steps: the run's last step.
+      mesh: that the batches go to.
     """
+    parts, of = topology.batch_parts(mesh, processes.index())
     bad_file = os.path.join(workdir, BAD_FILES)
+    if processes.is_main():
+        merge_bad_files(bad_file)
+    processes.barrier('bad files')
     where: dict[str, Any] = {
         'seed': run.seed,
-        'bad': BadFiles(bad_file),
-        'process': processes.index(),
-        'processes': processes.count(),
+        'bad': BadFiles(bad_file, processes.index()),
+        'parts': parts,
+        'of': of,
     }
 
     def open_at(start: int, steps: int) -> Generator[Any, None, None]:

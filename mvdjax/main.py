@@ -65,17 +65,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args.debug:
         absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax's notes about its own files
     try:
-        code = importlib.import_module(COMMANDS[args.command][0]).run(args)
+        try:
+            code = importlib.import_module(COMMANDS[args.command][0]).run(args)
+        except Stopped as stop:  # on all processes at once
+            print(f'{processes.prefix()}{stop}', file=sys.stderr)
+            code = stop.code
         processes.finish()
         return code
-    except Stopped as stop:  # on all processes at once
-        print(f'{processes.prefix()}{stop}', file=sys.stderr)
-        processes.finish()
-        return stop.code
     except BaseException as error:
         text = _sentence(error)
         if text is not None:
             return _fail(args, text, INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1)
+        if isinstance(error, RuntimeError):
+            processes.await_news()
         if processes.count() > 1:
             traceback.print_exc()
             code = error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1

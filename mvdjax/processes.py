@@ -294,6 +294,12 @@ def finish() -> None:
     _place = _group = None
 
 
+def await_news(seconds: float = 2.0) -> None:
+    """Gives the line a moment: a step that fails because another process is gone is not this one's fault to explain."""
+    if _group is not None:
+        time.sleep(seconds)
+
+
 def abandon(text: str, code: int) -> None:
     """Ends this process and, by telling them why, all others; does nothing if it is alone.
 

@@ -16,7 +16,7 @@ from mvdjax import compile_cache, hang, optimizers, preemption, processes, selfc
 from mvdjax import config as configs
 from mvdjax.console import progress_bar, say
 from mvdjax.data.pipeline import Data, Stream
-from mvdjax.data.sources import FileList, check_same_classes
+from mvdjax.data.sources import FileList, check_same_classes, fingerprint
 from mvdjax.evaluate import SetEvaluator, eval_set, make_writable, summary
 from mvdjax.feed import list_marks, main_part, open_feed, read_streams, rows_per_record
 from mvdjax.metric_writer import MetricWriter
@@ -116,10 +116,12 @@ def prepare(config: ml_collections.ConfigDict, workdir: str) -> Setup:
     task.check_files(files)
     steps_per_epoch, steps = run.steps_per_epoch(len(files.records)), run.total_steps(len(files.records))
     check_streams(streams, run, mesh)
-    evaluators = make_evaluators(config, run, task, mesh, workdir)
+    lists, evaluators = list_marks(streams), make_evaluators(config, run, task, mesh, workdir)
+    read = {'train': lists, **{name: {'hash': fingerprint(e.files.records)} for name, e in evaluators.items()}}
+    processes.check_same('lists', configs.flat(read), 'give all hosts the same lists')
     for evaluator in evaluators.values():
         check_same_classes(files.class_names, files.path, evaluator.files)
-    return Setup(run, mesh, task, streams, list_marks(streams), evaluators, steps_per_epoch, steps)
+    return Setup(run, mesh, task, streams, lists, evaluators, steps_per_epoch, steps)
 
 
 def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
@@ -149,7 +151,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
         if place.step >= steps:
             say(f'{workdir} is finished: step {place.step} of {steps}')
             return {}
-        feed = open_feed(setup.streams, run, workdir, place, steps)
+        feed = open_feed(setup.streams, run, workdir, place, steps, mesh)
         window = Window()
         host = feed(window)
         task.check(host)
@@ -176,7 +178,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
                 jax.block_until_ready(window.values[-1:])  # one step ahead, no more: what is waited for below is data
                 state, values = step_function(state, frozen, sender.take(host))
                 window.values.append(values)
-                window.records += len(main_part(host, run.stream)['video']) * processes.count()
+                window.records += run.global_batch * setup.streams[run.stream].data.make().views
                 if not last:
                     host = feed(window)  # read and sent while the devices compute
                     sender.send(host)
@@ -187,6 +189,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
                 save = last or stop or step % run.save_every == 0 or timer.due(ask=log)
                 if log or save:
                     numbers = window.close()
+                    numbers['substituted'] = sum(processes.exchange('substituted', numbers['substituted']))
                     if health.diverged(step, window.fetched):
                         place = health.go_back(saved, feed, writer, steps)
                         state = start_state(config, run, task, optimizer, host, saved, mesh)
@@ -201,7 +204,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
                     _evaluate(setup, step, state, frozen, writer, watch)
                     window.start = time.perf_counter()
                 if save:
-                    here = health.here(step, feed.counts(ahead=not last), owes_evaluation=evaluate and stop)
+                    here = health.here(step, feed.totals(ahead=not last), owes_evaluation=evaluate and stop)
                     saved.save(state, {**meta, **here.meta(run.global_batch, setup.lists)})
                     timer.restart()
                 bar.update(1)
