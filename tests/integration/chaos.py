@@ -229,7 +229,9 @@ def main():
             fork=args.fork,
             seed=args.seed,
         )
-        print(f'seed {args.seed}: {args.kills} kills of a run of {steps} steps on {args.processes} processes', flush=True)
+        print(
+            f'seed {args.seed}: {args.kills} kills of a run of {steps} steps on {args.processes} processes', flush=True
+        )
         begin = time.monotonic()
         alone = chaos.finish(root / 'undisturbed')
         print(f'undisturbed: {alone:.0f} s', flush=True)
