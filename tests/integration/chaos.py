@@ -26,11 +26,16 @@ sys.path[:0] = [str(HERE.parent), str(HERE.parent.parent)]
 
 import multiprocess  # noqa: E402
 import small_runs  # noqa: E402
+from absl import logging as absl_logging  # noqa: E402
 
 from mvdjax import checkpoints, integrity  # noqa: E402
 from mvdjax.metric_writer import read_metrics  # noqa: E402
 
 PATIENCE = 900.0  # seconds for anything that should happen soon
+
+
+class FinishedError(Exception):
+    """The run came to its end before it could be killed."""
 
 
 class Forked:
@@ -129,18 +134,15 @@ class Chaos:
         begin, before = time.monotonic(), self.last_step(workdir)
         children = self.start(workdir)
         first = None
-        if self.random.random() < 0.5:
-            until = begin + self.random.uniform(0, 1.5 * usual)
-        else:
-            until = begin + PATIENCE
+        until = begin + (self.random.uniform(0, 1.5 * usual) if self.random.random() < 0.5 else PATIENCE)
         while time.monotonic() < until:
             if first is None and self.last_step(workdir) > min(before, self.newest):
                 first = time.monotonic() - begin
                 until = min(until, time.monotonic() + self.random.uniform(0, 3.0))
             codes = [child.poll() for child in children]
             if any(code is not None for code in codes):
-                if all(code == 0 for code in codes):
-                    raise SystemExit('it has finished before all the kills: give it more --steps')
+                if all(code in (0, None) for code in codes):
+                    raise FinishedError
                 raise SystemExit(f'it ended by itself with {codes}; see the logs in {self.root}')
             time.sleep(0.01)
         saving = any(self.folder(workdir).glob('*tmp*')) if self.folder(workdir).exists() else False
@@ -200,6 +202,7 @@ def differences(workdir, reference):
 def parse():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--kills', type=int, default=100)
+    parser.add_argument('--minutes', type=float, default=1e6, help='stop killing after so long')
     parser.add_argument('--processes', type=int, default=2)
     parser.add_argument('--steps', type=int, help='of the run (default: eight for each kill)')
     parser.add_argument('--save-every', type=int, default=2)
@@ -211,6 +214,7 @@ def parse():
 
 def main():
     args = parse()
+    absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax's notes about its own files
     with contextlib.ExitStack() as stack:
         root = args.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         root.mkdir(parents=True, exist_ok=True)
@@ -237,17 +241,22 @@ def main():
         print(f'undisturbed: {alone:.0f} s', flush=True)
         starts = []
         for number in range(1, args.kills + 1):
-            first = chaos.kill_once(root / 'killed', statistics.median(starts) if starts else alone / 2)
+            try:
+                first = chaos.kill_once(root / 'killed', statistics.median(starts) if starts else alone / 2)
+            except FinishedError:
+                print(f'it has finished after {number - 1} kills: for more of them give it more --steps')
+                break
             starts += [first] if first else []
-            if number % 10 == 0 or chaos.lost:
+            if number % 5 == 0 or chaos.lost:
                 where = dict(sorted(chaos.moments.items()))
                 elapsed = time.monotonic() - begin
                 print(f'{number} kills in {elapsed:.0f} s: {where}, newest checkpoint {chaos.newest}', flush=True)
-            if chaos.lost:
+            if chaos.lost or time.monotonic() - begin > 60 * args.minutes:
                 break
         rest = chaos.finish(root / 'killed')
         chaos.look(root / 'killed')
         found = differences(root / 'killed', root / 'undisturbed')
+        print(f'{sum(chaos.moments.values())} kills: {dict(sorted(chaos.moments.items()))}')
         print(f'finished {rest:.0f} s after the last kill; exit codes of all processes: {dict(chaos.exits)}')
         print(f'steps done again after a kill: {sum(chaos.redone)} in all, {max(chaos.redone, default=0)} at most')
         print(f'checkpoints lost or damaged: {len(chaos.lost)}', *chaos.lost[:5], sep='\n  ')
