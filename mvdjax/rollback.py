@@ -114,7 +114,7 @@ class Health:
         )
         self._returned = target
         self.streak = 0
-        self.place = Place(target, last + self.place.offset - target, number, 0, feed.counts())
+        self.place = Place(target, last + self.place.offset - target, number, 0, feed.totals())
         while self._taken and self._taken[-1].step > target:
             self._taken.pop()
         feed.seek(self.place, steps)

@@ -202,6 +202,7 @@ def train(config: ml_collections.ConfigDict, workdir: str, profile: str = '') ->
                 if log or save:
                     numbers = monitor.numbers(window)
                     if health.diverged(step, window.fetched):
+                        del state  # the devices have no room for two
                         place = health.go_back(saved, feed, writer, steps)
                         state = start_state(config, run, task, optimizer, host, saved, mesh)
                         step, bar.n, window, stop = place.step, place.step, monitor.window(), False
