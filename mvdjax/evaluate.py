@@ -5,18 +5,26 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import ml_collections
 from jax.sharding import Mesh
 
-from mvdjax import checkpoints, handover, processes, sharding
+from mvdjax import checkpoints, handover, processes, sharding, topology
 from mvdjax import config as configs
 from mvdjax.console import progress_bar, say
-from mvdjax.data.pipeline import BadFiles, Data, empty_sample, eval_batches, read_bad_files
-from mvdjax.data.sources import check_same_classes
+from mvdjax.data.pipeline import (
+    BadFiles,
+    Data,
+    empty_sample,
+    eval_batches,
+    merge_bad_files,
+    read_bad_files,
+    remove_bad_files,
+)
+from mvdjax.data.sources import check_same_classes, fingerprint
 from mvdjax.errors import UserError
 from mvdjax.settings import Run
 from mvdjax.tasks.base import Task, check_backbone
@@ -82,22 +90,23 @@ class SetEvaluator:
         predict = sharding.traced_on(mesh, task.predict, precision)
         self._predict = jax.jit(predict, out_shardings=sharding.replicated(mesh))
 
-    def __call__(self, params: Any, frozen: Any) -> dict[str, Any]:
-        """Evaluates.
+    def __call__(self, params: Any, frozen: Any, beat: Callable[[], None] = lambda: None) -> dict[str, Any]:
+        """Evaluates; calls `beat` after every batch, as a sign of life.
 
         Returns:
           {metric: number, 'scored': videos that count, 'videos': videos in the list}.
         """
         evaluators = self._task.evaluators()
         scored = 0
+        parts, of = topology.batch_parts(self._mesh, processes.index())
         batches = eval_batches(
             self._data,
             self.files,
             batch=self._batch,
             empty=self._empty,
-            bad=BadFiles(self._bad_file),
-            process=processes.index(),
-            processes=processes.count(),
+            bad=BadFiles(self._bad_file, processes.index()),
+            parts=parts,
+            of=of,
         )
         with progress_bar(len(self.files.records), 0, 'video') as bar:
             for host in batches:
@@ -108,6 +117,7 @@ class SetEvaluator:
                     evaluator.update(outputs, info)
                 scored += int(info['valid'].sum())
                 bar.update(len(info['valid']))
+                beat()
         numbers = {name: value for e in evaluators.values() for name, value in e.result().items()}
         return {**numbers, 'scored': scored, 'videos': len(self.files.records)}
 
@@ -143,19 +153,24 @@ def evaluate(
     folder = str(checkpoints.find_step_folder(checkpoint))
     make_writable(output)
     bad_file = os.path.join(output, 'bad_videos.jsonl')
-    if os.path.exists(bad_file):
-        os.remove(bad_file)
+    if processes.is_main():
+        remove_bad_files(bad_file)
+    processes.barrier('old record removed')
     mesh = configs.build(sharding.make_mesh, configs.section(config, 'mesh'), 'mesh')
     task = configs.make_task(config)
     spec = eval_set(config, set_name)
     data = spec.make_data()
     files = data.read()
+    mark = {set_name: fingerprint(files.records), 'records': len(files.records)}
+    processes.check_same('list', mark, 'give all hosts the same list')
     check_same_classes(checkpoints.read_meta(checkpoint)['class_names'], checkpoint, files)
     one = {name: value[None] for name, value in empty_sample(data, files).items()}
     frozen, params = load_frozen_and_params(task, checkpoint, use_ema, mesh, one)
     run: Run = configs.build(Run, configs.section(config, 'run'), 'run')
     numbers = SetEvaluator(task, spec, mesh, bad_file, run.matmul_precision)(params, frozen)
+    processes.barrier('evaluated')
     bad = read_bad_files(bad_file)
+    processes.barrier('record read')
     results = {
         'checkpoint': folder,
         'set': set_name,
@@ -167,6 +182,7 @@ def evaluate(
         'seconds': round(time.time() - start, 1),
     }
     if processes.is_main():
+        merge_bad_files(bad_file)
         path = os.path.join(output, 'results.json')
         with open(path + '.tmp', 'w', encoding='utf-8') as file:
             json.dump(results, file, indent=1)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from absl import logging as absl_logging
 
 from mvdjax import __version__, processes
-from mvdjax.errors import UserError
+from mvdjax.errors import INTERRUPTED, Stopped, UserError
 
 # Command -> (module with add_arguments(parser) and run(args), one line of help). Only the module asked for is imported.
 COMMANDS = {
@@ -18,6 +18,7 @@ COMMANDS = {
     'predict': ('mvdjax.predict', 'top-5 classes, with names, of any video file'),
     'convert': ('mvdjax.convert.command', 'PyTorch checkpoints of MAE, VideoMAE and MVD to this project, and back'),
     'selfcheck': ('mvdjax.selfcheck', 'whether this machine gives the answers stored with a checkpoint'),
+    'ckpt': ('mvdjax.ckpt.cli', 'list, verify and copy checkpoints'),
     'data': ('mvdjax.data.cli', 'data tools; `mvdjax data demo` writes the built-in demo data set'),
     'bench': ('mvdjax.bench.cli', 'measure this machine; `mvdjax bench loader` compares ways to read videos'),
     'report': ('mvdjax.analysis.report', 'curves and pictures of finished or running stages'),
@@ -50,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command.
 
     Returns:
-      0, or 1 if it failed. Bad usage exits with 2 through argparse.
+      0, 1 if it failed, 75 if a run was told to stop and can be started again, 130 after Ctrl-C. Bad usage exits with
+      2 through argparse.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = next((a for a in arguments if a in COMMANDS), None)
@@ -64,13 +66,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args.debug:
         absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax's notes about its own files
     try:
-        code = importlib.import_module(COMMANDS[args.command][0]).run(args)
+        try:
+            code = importlib.import_module(COMMANDS[args.command][0]).run(args)
+        except Stopped as stop:  # on all processes at once
+            print(f'{processes.prefix()}{stop}', file=sys.stderr)
+            code = stop.code
         processes.finish()
         return code
     except BaseException as error:
         text = _sentence(error)
         if text is not None:
-            return _fail(args, text)
+            return _fail(args, text, INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1)
+        if isinstance(error, RuntimeError):
+            processes.await_news()
         if processes.count() > 1:
             traceback.print_exc()
             code = error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1
@@ -96,10 +104,10 @@ def _sentence(error: BaseException) -> str | None:
     return None
 
 
-def _fail(args: argparse.Namespace, text: str) -> int:
+def _fail(args: argparse.Namespace, text: str, code: int) -> int:
     if args.debug:
         traceback.print_exc()
     text = ' '.join(text.split('\n'))
     print(f'{processes.prefix()}{text}', file=sys.stderr)
-    processes.abandon(text, 1)
-    return 1
+    processes.abandon(text, code)
+    return code

@@ -20,15 +20,24 @@ class MetricWriter:
     def __init__(self, workdir: str, start_step: int) -> None:
         """Opens the files of a workdir for a run that continues after `start_step`."""
         self._active = processes.is_main()
-        if not self._active:
-            return
-        path = os.path.join(workdir, FILE)
-        kept = [record for record in read_metrics(workdir) if record['step'] <= start_step]
+        self._workdir = workdir
+        if self._active:
+            self._open(start_step)
+
+    def _open(self, start_step: int) -> None:
+        path = os.path.join(self._workdir, FILE)
+        kept = [record for record in read_metrics(self._workdir) if record['step'] <= start_step]
         with open(path + '.tmp', 'w', encoding='utf-8') as file:
             file.writelines(json.dumps(record) + '\n' for record in kept)
         os.replace(path + '.tmp', path)
         self._file = open(path, 'a', encoding='utf-8')  # noqa: SIM115 - closed in __exit__
-        self._board = SummaryWriter(os.path.join(workdir, 'tensorboard'), purge_step=start_step + 1)
+        self._board = SummaryWriter(os.path.join(self._workdir, 'tensorboard'), purge_step=start_step + 1)
+
+    def rewind(self, step: int) -> None:
+        """Takes back what was logged after a step: the run goes on from there."""
+        if self._active:
+            self.__exit__()
+            self._open(step)
 
     def __enter__(self) -> 'MetricWriter':
         """Self."""

@@ -20,10 +20,9 @@ from typing import Any
 
 from mvdjax import clusters, startup_checks
 from mvdjax.clusters import Place
-from mvdjax.errors import UserError
+from mvdjax.errors import TRY_AGAIN, UserError
 from mvdjax.wire import Hub, Spoke
 
-RESTART = 75  # exit code: nothing is wrong with the run, the same command goes on from its last checkpoint
 PATIENCE = 1800.0  # seconds that one process may be late at a barrier
 VISIBLE = 30.0  # seconds that a file may take to show on another host
 
@@ -82,7 +81,7 @@ def start(
     _prefix_warnings(place.process)
     card = startup_checks.make_card(config)
     port = int(place.coordinator.rpartition(':')[2])
-    common = (place.processes, card, heartbeat_timeout, _end_from_afar, RESTART)
+    common = (place.processes, card, heartbeat_timeout, _end_from_afar, TRY_AGAIN)
     if place.process == 0:
         hub = Hub(port, *common)
         _tell(f'process 0 of {place.processes} ({place.source}), coordinator {place.coordinator}')
@@ -94,7 +93,7 @@ def start(
         if answer is None:
             where = ', which is this host itself: give its address' if clusters.is_loopback(place.host()) else ''
             raise UserError(
-                f'process 0 has not answered at {place.coordinator}{where} within {init_timeout:g} s (run.init_timeout): '
+                f'process 0 has not answered at {place.coordinator}{where} in {init_timeout:g} s (run.init_timeout): '
                 'look at its output, and whether this host can reach that port'
             )
         seen = answer
@@ -293,6 +292,12 @@ def finish() -> None:
         jax.distributed.shutdown()
         _group.wire.bye()
     _place = _group = None
+
+
+def await_news(seconds: float = 2.0) -> None:
+    """Gives the line a moment: a step that fails because another process is gone is not this one's fault to explain."""
+    if _group is not None:
+        time.sleep(seconds)
 
 
 def abandon(text: str, code: int) -> None:

@@ -15,6 +15,9 @@ from mvdjax import config as configs
 from mvdjax.console import say
 from mvdjax.data.sources import FileList
 from mvdjax.errors import UserError
+from mvdjax.feed import check_same_lists
+from mvdjax.place import Place
+from mvdjax.saving import Checkpoints
 from mvdjax.settings import Init, Run
 from mvdjax.tasks.base import Batch, Task, check_backbone, describe
 from mvdjax.train_state import TrainState
@@ -22,8 +25,8 @@ from mvdjax.train_state import TrainState
 # What may differ when a run is resumed: where things lie and how fast they go, not what is computed. Lists may have
 # moved, but `check_same_lists` holds what they name against the checkpoint's.
 FREE_ON_RESUME = (
-    r'^run\.(log_every|save_every|keep|eval_every|eval_sets|accumulate|compile_cache)$',
-    r'^run\.(init_timeout|heartbeat_timeout)$',
+    r'^run\.(log_every|save_every|save_minutes|keep|keep_every|eval_every|eval_sets|accumulate)$',
+    r'^run\.(max_skipped|max_rollbacks|hang_minutes|compile_cache|init_timeout|heartbeat_timeout)$',
     r'^(data|streams\.[^.]+\.data)\.(files|root|class_file|workers|threads|prefetch|timeout|max_bad_fraction)$',
     r'^(data|streams\.[^.]+\.data)\.mixture\.[^.]+\.(files|root|class_file)$',
     r'^(mesh|evals|init)\.',
@@ -59,6 +62,21 @@ def meta_data(
     }
 
 
+def find_place(
+    before: Mapping[str, Any] | None, config: ml_collections.ConfigDict, lists: Mapping[str, Any], workdir: str
+) -> Place:
+    """Where the run of a workdir stands; `before` is the meta of its newest checkpoint, None if it has none.
+
+    Raises:
+      UserError: it was another run: another config, or other lists.
+    """
+    if before is None:
+        return Place()
+    check_same_config(before, config, workdir)
+    check_same_lists(before['data_position'].get('lists', {}), lists, workdir)
+    return Place.of(before)
+
+
 def check_same_config(before: Mapping[str, Any], config: ml_collections.ConfigDict, workdir: str) -> None:
     """Refuses to resume a run as another one.
 
@@ -83,7 +101,7 @@ def start_state(
     task: Task,
     optimizer: optimizers.Optimizer,
     batch: Batch,
-    saved: checkpoints.Checkpoints,
+    saved: Checkpoints,
     mesh: Mesh,
 ) -> TrainState:
     """Where a run starts, in this order of precedence.
@@ -117,4 +135,5 @@ def start_state(
         # A copy made on the devices: the two are donated together and may not share memory.
         ema = jax.tree.map(jnp.copy, params) if state.ema is not None else None
         state = state._replace(params=params, ema=ema)
+    saved.rehearse(state)
     return state

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mvdjax import __version__, attention_check, checkpoints, trees
+from mvdjax import __version__, attention_check, checkpoints, processes, trees
 from mvdjax.console import say
 from mvdjax.convert import architecture
 from mvdjax.data import ops
@@ -83,7 +83,7 @@ def answers(checkpoint: str) -> dict[str, Any]:
     model = architecture.of_checkpoint(leaves.shapes, meta)
     vit = model.vit()
     module, prefix = (vit, 'backbone/') if model.num_classes is None else (Classifier(vit, model.num_classes), '')
-    device = jax.devices()[0]
+    device = jax.local_devices()[0]
     # One after the other, the largest first, each copied before the next is read: a large model is not held twice.
     needed = sorted((n for n in leaves if n.startswith(prefix)), key=lambda n: -math.prod(leaves.shapes[n]))
     params = trees.unflatten(
@@ -108,7 +108,7 @@ def answers(checkpoint: str) -> dict[str, Any]:
 
 def store(checkpoint: str) -> None:
     """Computes the answers, in full precision, and stores them beside the checkpoint's parameters."""
-    made = {'mvdjax': __version__, 'jax': jax.__version__, 'device': jax.devices()[0].device_kind}
+    made = {'mvdjax': __version__, 'jax': jax.__version__, 'device': jax.local_devices()[0].device_kind}
     made['machine'] = platform.machine()
     with jax.default_matmul_precision('highest'):  # or a check on a better machine would fail
         content = {'made_with': made, 'clips': answers(checkpoint)}
@@ -120,7 +120,7 @@ def store(checkpoint: str) -> None:
 
 def store_once(checkpoint: str) -> None:
     """`store`, unless there are answers already; what went well up to here never fails for it."""
-    if jax.process_index() != 0 or (checkpoints.find_step_folder(checkpoint) / FILE).exists():
+    if not processes.is_main() or (checkpoints.find_step_folder(checkpoint) / FILE).exists():
         return
     try:
         store(checkpoint)

@@ -59,7 +59,12 @@ class Run:
         `train_state.average`.
       log_every: steps per line of metrics.
       save_every: steps between checkpoints; the last step is saved always.
+      save_minutes: also save when the last checkpoint is this old; 0 saves by steps only.
       keep: newest checkpoints kept.
+      keep_every: checkpoints whose step divides by this are kept for good; 0 for none.
+      max_skipped: steps in a row that are not finite before the run goes back to an earlier checkpoint.
+      max_rollbacks: times that it does so before it stops.
+      hang_minutes: without a step before the run is taken for hanging, and ended with every thread's stack; 0 never.
       eval_every: steps between evaluations of `eval_sets`; 0 for none.
       eval_sets: names in config.evals.
       stream: name of the sub-dict of config.data in a batch, where config.streams has others beside it. Epochs,
@@ -81,7 +86,12 @@ class Run:
     ema_updates: int = 1
     log_every: int = 50
     save_every: int = 1000
+    save_minutes: float = 0.0
     keep: int = 3
+    keep_every: int = 0
+    max_skipped: int = 10
+    max_rollbacks: int = 3
+    hang_minutes: float = 30.0
     eval_every: int = 0
     eval_sets: Sequence[str] = ()
     stream: str = 'video'
@@ -94,13 +104,23 @@ class Run:
         """Refuses two spellings of the length, and counts that cannot be."""
         if (self.epochs is None) == (self.steps is None):
             raise UserError('config.run: give the length either as epochs or as steps, the other as None')
-        for name in ('global_batch', 'steps', 'accumulate', 'ema_updates', 'log_every', 'save_every', 'keep'):
+        counts = (
+            'global_batch',
+            'steps',
+            'accumulate',
+            'ema_updates',
+            'log_every',
+            'save_every',
+            'keep',
+            'max_skipped',
+        )
+        for name in counts:
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f'config.run.{name} must be at least 1, not {getattr(self, name)}')
         for name in ('epochs', 'schedule_epochs', 'init_timeout', 'heartbeat_timeout'):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise UserError(f'config.run.{name} must be above 0, not {getattr(self, name)}')
-        for name in ('seed', 'eval_every'):
+        for name in ('seed', 'eval_every', 'save_minutes', 'keep_every', 'max_rollbacks', 'hang_minutes'):
             if getattr(self, name) < 0:
                 raise UserError(f'config.run.{name} must be at least 0, not {getattr(self, name)}')
         if not 0 <= self.seed < 2**32:

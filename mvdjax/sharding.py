@@ -12,11 +12,11 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from mvdjax import trees
+from mvdjax import topology, trees
 from mvdjax.errors import UserError
 from mvdjax.models import placement
 
-AXES = ('data', 'fsdp', 'tensor')
+AXES = topology.AXES
 
 # Leaves whose heads or hidden units are split over 'tensor', and the dimension that is: column-parallel into the
 # attention and the MLP, row-parallel out of them.
@@ -34,28 +34,35 @@ TENSOR_RULES = (
 MIN_FSDP_SIZE = 2**14  # smaller leaves stay whole: gathering them would cost more than they occupy
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: int | None = None) -> Mesh:
+def make_mesh(
+    data: int = -1, fsdp: int = 1, tensor: int = 1, devices: int | None = None, slices: int | None = None
+) -> Mesh:
     """The device mesh. Arguments are the config's `mesh` section; one of the axes may be -1, "the rest".
 
     Args:
       data: copies of the model, each on its own rows of the batch.
       fsdp: devices that share the parameters of a copy, and split its rows.
       tensor: devices that split heads and hidden units.
-      devices: use only the first so many devices of this machine; None uses all there are.
+      devices: use only the first so many devices; None uses all there are.
+      slices: groups of devices with a slower network between them, which are laid along data; None asks the devices.
 
     Raises:
-      UserError: the sizes do not multiply to the number of devices.
+      UserError: the sizes do not multiply to the number of devices, data not by that of slices, or a process would
+        have none of the devices.
     """
     if devices is not None and not 1 <= devices <= jax.device_count():
         raise UserError(f'mesh.devices {devices} is not between 1 and the {jax.device_count()} devices there are')
-    return mesh_of(jax.devices()[:devices], data, fsdp, tensor)
+    mesh = mesh_of(jax.devices()[:devices], data, fsdp, tensor, slices)
+    if idle := sorted(set(range(jax.process_count())) - {d.process_index for d in mesh.devices.flat}):
+        raise UserError(f'mesh.devices {devices} leaves process {idle[0]} without a device: start fewer processes')
+    return mesh
 
 
-def mesh_of(devices: Sequence[Any], data: int, fsdp: int, tensor: int) -> Mesh:
+def mesh_of(devices: Sequence[Any], data: int, fsdp: int, tensor: int, slices: int | None = None) -> Mesh:
     """The mesh of given devices, which may be those of another machine. Raises as `make_mesh`."""
     sizes = axis_sizes(len(devices), data, fsdp, tensor)
     # Auto axes: the compiler propagates shardings. jax.make_mesh's default, Explicit, breaks plain reshapes.
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    return Mesh(topology.place_devices(devices, sizes, slices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def axis_sizes(count: int, data: int, fsdp: int, tensor: int) -> tuple[int, int, int]:
@@ -144,9 +151,24 @@ def check_batch_size(
 
 
 def place_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
-    """This process's rows of a batch, flat or with a sub-dict per stream -> global device arrays, split by rows."""
+    """This process's rows of a batch, flat or with a sub-dict per stream -> global device arrays, split by rows.
+
+    The rows are those of the process's `topology.batch_parts`, in that order; they need not be neighbours in the batch.
+    """
     sharding = batch_sharding(mesh)
-    return jax.tree.map(lambda value: jax.make_array_from_process_local_data(sharding, value), dict(batch))
+    parts, of = topology.batch_parts(mesh, jax.process_index())
+    places = {part: place for place, part in enumerate(parts)}
+
+    def place(value: np.ndarray) -> jax.Array:
+        rows = len(value) // len(parts)
+
+        def part_of(index: tuple[slice, ...]) -> np.ndarray:
+            first = places[(index[0].start or 0) // rows] * rows
+            return value[first : first + rows]
+
+        return jax.make_array_from_callback((rows * of, *value.shape[1:]), sharding, part_of)
+
+    return jax.tree.map(place, dict(batch))
 
 
 class Sender:

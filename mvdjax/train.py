@@ -1,6 +1,7 @@
 """The training loop: the same for every stage, read from top to bottom."""
 
 import argparse
+import dataclasses
 import os
 import time
 from collections.abc import Mapping
@@ -11,15 +12,17 @@ import jax
 import ml_collections
 from jax.sharding import Mesh
 
-from mvdjax import checkpoints, compile_cache, optimizers, processes, selfcheck, sharding, train_state
+from mvdjax import compile_cache, hang, optimizers, preemption, processes, selfcheck, sharding, train_state
 from mvdjax import config as configs
 from mvdjax.console import progress_bar, say
 from mvdjax.data.pipeline import Data, Stream
-from mvdjax.data.sources import check_same_classes
+from mvdjax.data.sources import FileList, check_same_classes, fingerprint
 from mvdjax.evaluate import SetEvaluator, eval_set, make_writable, summary
-from mvdjax.feed import check_same_lists, list_marks, main_part, open_feed, read_streams, rows_per_record
+from mvdjax.feed import list_marks, main_part, open_feed, read_streams, rows_per_record
 from mvdjax.metric_writer import MetricWriter
-from mvdjax.resume import check_same_config, meta_data, start_state
+from mvdjax.resume import find_place, meta_data, start_state
+from mvdjax.rollback import Health
+from mvdjax.saving import Checkpoints, SaveTimer
 from mvdjax.settings import Run
 from mvdjax.tasks.base import Task
 from mvdjax.train_step import compile_step
@@ -69,6 +72,58 @@ def check_streams(streams: Mapping[str, Stream], run: Run, mesh: Mesh) -> None:
             say(f'note: {note}')
 
 
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """What a config and its lists decide before anything is computed.
+
+    Attributes:
+      run: the run section.
+      mesh: of the devices.
+      task: the stage.
+      streams: by name, lists read.
+      lists: see `feed.list_marks`.
+      evaluators: that run during training.
+      steps_per_epoch: of the main list.
+      steps: of the run.
+    """
+
+    run: Run
+    mesh: Mesh
+    task: Task
+    streams: Mapping[str, Stream]
+    lists: Mapping[str, Any]
+    evaluators: Mapping[str, SetEvaluator]
+    steps_per_epoch: int
+    steps: int
+
+    @property
+    def files(self) -> FileList:
+        """The list in which epochs are counted."""
+        return self.streams[self.run.stream].files
+
+
+def prepare(config: ml_collections.ConfigDict, workdir: str) -> Setup:
+    """Reads the lists of a config and checks that all of it fits together.
+
+    Raises:
+      UserError: it does not.
+    """
+    run: Run = configs.build(Run, configs.section(config, 'run'), 'run')
+    mesh = configs.build(sharding.make_mesh, configs.section(config, 'mesh'), 'mesh')
+    task: Task = configs.make_task(config)
+    streams = read_streams(config, run)
+    files = streams[run.stream].files
+    task.check_files(files)
+    steps_per_epoch, steps = run.steps_per_epoch(len(files.records)), run.total_steps(len(files.records))
+    check_streams(streams, run, mesh)
+    lists, evaluators = list_marks(streams), make_evaluators(config, run, task, mesh, workdir)
+    read = {'train': lists, **{name: {'hash': fingerprint(e.files.records)} for name, e in evaluators.items()}}
+    processes.check_same('lists', configs.flat(read), 'give all hosts the same lists')
+    for evaluator in evaluators.values():
+        check_same_classes(files.class_names, files.path, evaluator.files)
+    return Setup(run, mesh, task, streams, lists, evaluators, steps_per_epoch, steps)
+
+
 def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     """Trains a stage, or continues it where its workdir's last checkpoint stands.
 
@@ -80,91 +135,106 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
       The last window's metrics.
 
     Raises:
-      UserError: anything wrong with config, data, checkpoints or workdir.
+      UserError: anything wrong with config, data, checkpoints or workdir, or with the run's health.
+      Stopped: the run was told to stop, and has saved.
     """
     make_writable(workdir)
-    run: Run = configs.build(Run, configs.section(config, 'run'), 'run')
-    mesh = configs.build(sharding.make_mesh, configs.section(config, 'mesh'), 'mesh')
-    task: Task = configs.make_task(config)
-    streams = read_streams(config, run)
-    files = streams[run.stream].files
-    task.check_files(files)
-    steps_per_epoch, steps = run.steps_per_epoch(len(files.records)), run.total_steps(len(files.records))
-    check_streams(streams, run, mesh)
-    lists = list_marks(streams)
-    evaluators = make_evaluators(config, run, task, mesh, workdir)
-    for evaluator in evaluators.values():
-        check_same_classes(files.class_names, files.path, evaluator.files)
-
-    with checkpoints.Checkpoints(workdir, run.keep) as saved:
-        start = saved.latest() or 0
-        before = checkpoints.read_meta(workdir) if start else None
-        if before is not None:
-            check_same_config(before, config, workdir)
-            check_same_lists(before['data_position'].get('lists', {}), lists, workdir)
-        if start >= steps:
-            say(f'{workdir} is finished: step {start} of {steps}')
+    setup = prepare(config, workdir)
+    run, mesh, task, steps = setup.run, setup.mesh, setup.task, setup.steps
+    with (
+        preemption.Notice() as notice,
+        Checkpoints(workdir, run.keep, run.keep_every) as saved,  # leaving it waits for the last save
+        hang.Watch(run.hang_minutes) as watch,
+    ):
+        before = saved.latest_meta()
+        place = find_place(before, config, setup.lists, workdir)
+        if place.step >= steps:
+            say(f'{workdir} is finished: step {place.step} of {steps}')
             return {}
-        counts = before['data_position'].get('files', {}) if before else {}
-        feed = open_feed(streams, run, workdir, start=start, steps=steps, counts=counts)
+        feed = open_feed(setup.streams, run, workdir, place, steps, mesh)
         window = Window()
         host = feed(window)
         task.check(host)
-
         params = train_state.abstract_params(task, host)
-        optimizer = make_optimizer(config, run, task, params, len(files.records))
+        optimizer = make_optimizer(config, run, task, params, len(setup.files.records))
         state = start_state(config, run, task, optimizer, host, saved, mesh)
         frozen = sharding.place_tree(task.frozen(), mesh)
         sender = sharding.Sender(mesh)
-        step_function = compile_step(task, optimizer, run, state, mesh, rows_per_record(streams))
-        say(sharding.describe(params, mesh))
-        say(_batch_sum(run, mesh, streams, steps))
-        meta = meta_data(config, task, files, main_part(host, run.stream)['video'], before)
+        step_function = compile_step(task, optimizer, run, state, mesh, rows_per_record(setup.streams))
+        say(sharding.describe(params, mesh) + '\n' + _batch_sum(setup))
+        meta = meta_data(config, task, setup.files, main_part(host, run.stream)['video'], before)
+        health, timer = Health(workdir, run, setup.streams, place), SaveTimer(run.save_minutes)
 
         numbers: dict[str, float] = {}
-        with closing(feed), MetricWriter(workdir, start) as writer, progress_bar(steps, start, 'step') as bar:
+        step, stop = place.step, False
+        with closing(feed), MetricWriter(workdir, step) as writer, progress_bar(steps, step, 'step') as bar:
+            if place.owes_evaluation:
+                _evaluate(setup, step, state, frozen, writer, watch)
             # The order matters: a checkpoint comes last, so that all that its steps have to say is written when a
             # resumed run starts after it, and a window of metrics never spans one.
-            for step in range(start + 1, steps + 1):
+            while step < steps and not stop:
+                step += 1
                 last = step == steps
                 jax.block_until_ready(window.values[-1:])  # one step ahead, no more: what is waited for below is data
                 state, values = step_function(state, frozen, sender.take(host))
                 window.values.append(values)
-                window.records += len(main_part(host, run.stream)['video']) * processes.count()
+                window.records += run.global_batch * setup.streams[run.stream].data.make().views
                 if not last:
                     host = feed(window)  # read and sent while the devices compute
                     sender.send(host)
-                if last or step % run.log_every == 0 or step % run.save_every == 0:
+                watch.beat(step)
+                saved.check()
+                stop = notice.reached() and not last
+                log = last or step % run.log_every == 0
+                save = last or stop or step % run.save_every == 0 or timer.due(ask=log)
+                if log or save:
                     numbers = window.close()
-                    window = Window(streak=window.streak)
-                    writer.write(step, 'train', {'epoch': step / steps_per_epoch, **numbers})
+                    numbers['substituted'] = sum(processes.exchange('substituted', numbers['substituted']))
+                    if health.diverged(step, window.fetched):
+                        del state  # the devices have no room for two
+                        place = health.go_back(saved, feed, writer, steps)
+                        state = start_state(config, run, task, optimizer, host, saved, mesh)
+                        step, bar.n, window, stop = place.step, place.step, Window(), False
+                        host = feed(window)
+                        continue
+                    window = Window()
+                    writer.write(step, 'train', {'epoch': step / setup.steps_per_epoch, **numbers})
                     _show(bar, step, steps, numbers)
-                if evaluators and (last or step % run.eval_every == 0):
-                    for name, evaluator in evaluators.items():
-                        found = evaluator(state.params, frozen)
-                        writer.write(step, name, found)
-                        say(f'step {step} {name}: {summary(found, None)}')
+                evaluate = bool(setup.evaluators) and (last or step % run.eval_every == 0)
+                if evaluate and not stop:  # who is told to stop has no time for it; the resumed run makes up for it
+                    _evaluate(setup, step, state, frozen, writer, watch)
                     window.start = time.perf_counter()
-                if last or step % run.save_every == 0:
-                    files_read = feed.counts(ahead=not last)
-                    position = {'next_sample': step * run.global_batch, 'files': files_read, 'lists': lists}
-                    saved.save(state, {**meta, 'step': step, 'data_position': position})
+                if save:
+                    here = health.here(step, feed.totals(ahead=not last), owes_evaluation=evaluate and stop)
+                    saved.save(state, {**meta, **here.meta(run.global_batch, setup.lists)})
+                    timer.restart()
                 bar.update(1)
-        saved.wait()
+    if stop:
+        raise notice.stopped(step)
     return numbers
 
 
-def _batch_sum(run: Run, mesh: Mesh, streams: Mapping[str, Stream], steps: int) -> str:
-    shards = mesh.shape['data'] * mesh.shape['fsdp']
+def _evaluate(
+    setup: Setup, step: int, state: train_state.TrainState, frozen: Any, writer: MetricWriter, watch: hang.Watch
+) -> None:
+    """Runs the evaluations that belong to a step."""
+    for name, evaluator in setup.evaluators.items():
+        found = evaluator(state.params, frozen, watch.beat)
+        writer.write(step, name, found)
+        say(f'step {step} {name}: {summary(found, None)}')
+
+
+def _batch_sum(setup: Setup) -> str:
+    shards, accumulate = setup.mesh.shape['data'] * setup.mesh.shape['fsdp'], setup.run.accumulate
     lines = []
-    for name, stream in streams.items():
-        what = 'batch' if len(streams) == 1 else f'{name} batch'
-        per = stream.batch // (shards * run.accumulate)
+    for name, stream in setup.streams.items():
+        what = 'batch' if len(setup.streams) == 1 else f'{name} batch'
+        per = stream.batch // (shards * accumulate)
         lines.append(
-            f'{what} {stream.batch} = {per} per device x {shards} batch shards x {run.accumulate} accumulation; '
+            f'{what} {stream.batch} = {per} per device x {shards} batch shards x {accumulate} accumulation; '
             f'{len(stream.files.records)} files'
         )
-    return '\n'.join(lines) + f', {steps} steps'
+    return '\n'.join(lines) + f', {setup.steps} steps'
 
 
 def _show(bar: Any, step: int, steps: int, numbers: Mapping[str, float]) -> None:

@@ -70,7 +70,11 @@ def make_train_step(
         updates = optimizers.apply_rate(directions, rate)
         update_norm = optax.tree.norm(updates)
 
-        ok = jnp.isfinite(values['loss'][0]) & jnp.isfinite(grad_norm) & jnp.isfinite(update_norm)
+        # Bit by bit what is not finite: loss, gradient, update.
+        bad = sum(
+            (~jnp.isfinite(x)).astype(jnp.int32) << i for i, x in enumerate((values['loss'][0], grad_norm, update_norm))
+        )
+        ok = bad == 0
         params, opt_state = jax.tree.map(
             lambda new, old: jnp.where(ok, new, old),
             (optax.apply_updates(state.params, updates), opt_state),
@@ -90,6 +94,7 @@ def make_train_step(
         # A skipped step says nothing about the loss: it enters no average.
         values = {n: (jnp.where(ok, s, 0.0), jnp.where(ok, c, 0.0)) for n, (s, c) in values.items()}
         values |= {'learning_rate': metrics.scalar(rate), 'skipped': metrics.scalar(jnp.where(ok, 0.0, 1.0))}
+        values['not_finite'] = metrics.scalar(bad)
         if optimizer.weight_decay is not None:
             values['weight_decay'] = metrics.scalar(optimizer.weight_decay(state.step))
         return TrainState(state.step + 1, skipped, params, opt_state, ema), values

@@ -367,6 +367,7 @@ class Spoke(_End):
             try:
                 for message in self._line.read():
                     if message['kind'] == 'begin':
+                        self._host = message['seen'][0]['host']
                         threading.Thread(target=self._listen, daemon=True, name='mvdjax-spoke').start()
                         return message['seen']
                     if message['kind'] == 'end':

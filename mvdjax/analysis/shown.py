@@ -139,7 +139,7 @@ def _train_rows(data: Data, batch: int, seed: int, count: int, step: int) -> Sho
         start_step=step,
         steps=step + 1,
         bad=BadFiles(None),
-        processes=batch // local,
+        of=batch // local,
     )
     views = data.make().views
     return ShownSet(data, files, tuple(_rows(next(batches), views))[: count * views], batch, seed)
@@ -157,8 +157,8 @@ def _eval_rows(spec: EvalSet, count: int, step: int) -> ShownSet:
         batch=count * (step + 1),
         empty=empty_sample(data, files),
         bad=BadFiles(None),
-        process=step,
-        processes=step + 1,
+        parts=(step,),
+        of=step + 1,
     )
     rows = tuple(_rows(next(batches), 1))
     return ShownSet(data, files, rows[: len(files.records) - step * count], spec.batch, None)

@@ -80,6 +80,10 @@ class TrainSamples:
         offset = self._walks[which][place] if attempt == 0 else int(rng.integers(part.stop - part.start))
         return which, part.start + int(offset), rng
 
+    def record(self, number: int) -> Record:
+        """The record that sample `number` is made of, if it can be read."""
+        return self.files.records[self._draw(number, 0)[1]]
+
     def _recipe(self, part: int) -> Recipe:
         return self.recipes[part] if self.recipes else self.recipe
 
