@@ -4,6 +4,7 @@ import functools
 
 import jax
 import numpy as np
+from golden_weights import known_options
 
 from mvdjax import optimizers, sharding, train_state
 from mvdjax.settings import Run
@@ -93,15 +94,22 @@ def fresh_state(name):
     return jax.device_get(train_state.create(task, adamw(task, batch), batch, seed=0, ema=True, mesh=mesh))
 
 
+@functools.cache
+def frozen_on_host(name):
+    """A task's teachers."""
+    return jax.device_get(TASKS[name][0]().frozen())
+
+
 def one_step(name, **mesh_options):
     """(metrics, state) after a step from `fresh_state` on a mesh, and the mesh; both back on the host."""
     task, batch = TASKS[name][0](), host_batch(name)
     mesh = sharding.make_mesh(**mesh_options)
     run = Run(global_batch=ROWS, steps=10, ema_decay=0.9)
     state = sharding.place_tree(fresh_state(name), mesh)
-    frozen = sharding.place_tree(task.frozen(), mesh)
-    step = compile_step(task, adamw(task, batch), run, state, mesh, 1)
-    state, values = step(state, frozen, sharding.place_batch(batch, mesh))
+    frozen = sharding.place_tree(frozen_on_host(name), mesh)
+    arguments = (state, frozen, sharding.place_batch(batch, mesh))
+    step = compile_step(task, adamw(task, batch), run, state, mesh, 1).lower(*arguments)
+    state, values = step.compile(compiler_options=known_options())(*arguments)
     return jax.device_get(values), jax.device_get(state)
 
 
@@ -122,4 +130,5 @@ def compiled_step(task, name, mesh):
     rows = sharding.batch_sharding(mesh)
     batch = {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=rows) for k, v in batch.items()}
     run = Run(global_batch=ROWS, steps=10, ema_decay=0.9)
-    return compile_step(task, optimizer, run, state, mesh, 1).lower(state, frozen, batch).compile(), state
+    step = compile_step(task, optimizer, run, state, mesh, 1).lower(state, frozen, batch)
+    return step.compile(compiler_options=known_options()), state

@@ -143,7 +143,7 @@ def test_teachers_are_held_in_bfloat16_and_their_targets_are_the_same():
     assert jax.tree.map(lambda x: (x.shape, x.dtype), held) == jax.tree.map(
         lambda x: (x.shape, x.dtype), task.abstract_frozen(batch)
     )
-    whole = jax.tree.map(lambda x: x.astype(jnp.float32), small_steps.make_mvd().frozen())
+    whole = jax.tree.map(lambda x: x.astype(jnp.float32), small_steps.frozen_on_host('mvd'))
     assert {x.dtype for x in jax.tree.leaves(whole)} == {np.dtype('float32')}
     targets = jax.jit(task.targets)
     jax.tree.map(np.testing.assert_array_equal, targets(held, batch), targets(whole, batch))

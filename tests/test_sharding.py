@@ -21,7 +21,7 @@ MESHES = {
     'data 2 fsdp 2 tensor 2': {'data': 2, 'fsdp': 2, 'tensor': 2},
 }
 CASES = [(name, 'data 2 fsdp 2 tensor 2') for name in small_steps.TASKS]
-CASES += [('mae', 'fsdp 4'), ('mvd', 'fsdp 4'), ('videomae', 'data 2'), ('classify', 'tensor 2')]
+CASES += [('mae', 'fsdp 4'), ('videomae', 'data 2'), ('classify', 'tensor 2')]
 
 
 @pytest.fixture(autouse=True)
@@ -62,8 +62,8 @@ def test_a_step_is_the_same_on_any_mesh(alone, name, mesh):
 
 
 @EIGHT
-@pytest.mark.parametrize('name', ['mvd', 'classify'])
-def test_a_state_is_born_the_same_on_any_mesh(name):
+def test_a_state_is_born_the_same_on_any_mesh():
+    name = 'classify'
     task, batch = small_steps.TASKS[name][0](), small_steps.host_batch(name)
     mesh = sharding.make_mesh(**MESHES['data 2 fsdp 2 tensor 2'])
     state = train_state.create(task, small_steps.adamw(task, batch), batch, seed=0, ema=True, mesh=mesh)
@@ -134,7 +134,7 @@ def mesh_of_eight():
 
 
 @EIGHT
-@pytest.mark.parametrize(('name', 'remat'), [('mvd', 'none'), ('videomae', 'dots'), ('classify', 'full')])
+@pytest.mark.parametrize(('name', 'remat'), [('mvd', 'none'), ('classify', 'full')])
 def test_no_stack_is_ever_whole_on_a_device(monkeypatch, name, remat):
     monkeypatch.setattr(sharding, 'MIN_FSDP_SIZE', 2**10)
     mesh = mesh_of_eight()
