@@ -12,7 +12,7 @@ import json
 import os
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +55,7 @@ def write_pack(files: FileList, root: str, output: str, spec: PackSpec, progress
         )
         if state.is_finished(folder, plan) and not any(mendable):
             state.check_strict(folder, plan, spec)
-            say(f'The pack in {folder} is complete: nothing to do.')
-            return packed.read_summary(folder)
+            return _complete(folder, plan, say)
         folder.mkdir(parents=True, exist_ok=True)
         with state.only_one(folder):
             state.write_json(folder / state.UNFINISHED, plan)
@@ -78,6 +77,35 @@ def write_pack(files: FileList, root: str, output: str, spec: PackSpec, progress
     )
     if counts['bad']:
         say(f'{counts["bad"]} of {plan["listed"]} files could not be read and were left out: {folder / BAD} says why.')
+    return summary
+
+
+def _described(folder: Path, plan: dict[str, Any]) -> dict[str, list[int] | None]:
+    """What `pack.json` says of the lists of pictures: by the shard's number."""
+    if plan['profile'] != 'intra':
+        return {}
+    return {str(shard): pictures.describe(folder / packed.pictures_name(shard)) for shard in range(plan['shards'])}
+
+
+def _complete(folder: Path, plan: dict[str, Any], say: Callable[..., None]) -> dict[str, Any]:
+    """Leaves a finished pack as it is, but for the lists of pictures, which earlier versions did not write."""
+    summary = packed.read_summary(folder)
+    if plan['profile'] != 'intra' or 'pictures' in summary:
+        say(f'The pack in {folder} is complete: nothing to do.')
+        return summary
+    with state.only_one(folder):
+        videos = []
+        for shard in range(plan['shards']):
+            file = str(folder / packed.shard_name(plan, shard))
+            temporary = shards.pictures_file(str(folder / f'.{packed.shard_name(plan, shard)}.tmp'))
+            pictures.write(temporary, file, shards.read_examples(file, tuple(plan['class_names']), lambda: None))
+            os.replace(temporary, folder / packed.pictures_name(shard))
+            content = packed.read_shard(folder, shard)
+            assert content is not None  # the pack is finished
+            videos.append(len(content.records))
+        summary = {**summary, 'shard_videos': videos, 'pictures': _described(folder, plan)}
+        state.write_json(folder / packed.SUMMARY, summary)
+    say(f'The pack in {folder} is complete; it now has lists of its pictures, which are quicker to read.')
     return summary
 
 
@@ -205,9 +233,7 @@ def _finish(folder: Path, plan: dict[str, Any], files: FileList, spec: PackSpec)
         'encoder': transcode.settings(plan['profile']),
         'shard_bytes': [content.size for content in finished],
         'shard_videos': [len(content.records) for content in finished],
-        'pictures': {str(i): pictures.describe(folder / packed.pictures_name(i)) for i in range(plan['shards'])}
-        if plan['profile'] == 'intra'
-        else {},
+        'pictures': _described(folder, plan),
         'counts': {
             'videos': len(records),
             'bad': len(bad),

@@ -19,6 +19,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 
 from mvdjax.data import packets
@@ -71,7 +72,10 @@ def write(path: str, shard: str, examples: Iterable[tuple[bytes, bytes]]) -> Non
             if place < 0:
                 found.append(np.empty(0, _ROW))
                 continue
-            found.append(_rows(file, at + place + example.index(video), video))
+            try:
+                found.append(_rows(file, at + place + example.index(video), video))
+            except (UnreadableError, av.FFmpegError):
+                found.append(np.empty(0, _ROW))
             at += place + len(example)
     finally:
         os.close(file)

@@ -171,7 +171,7 @@ def write_shard(job: Job, alive: Alive) -> Shard | Trouble:
         return Trouble(f'{job.file} does not hold what was written: {damage}; check the disk')
     if job.profile == 'intra':
         try:
-            pictures.write(pictures_file(job.file), job.file, _read_examples(job.file, job.class_names, note.tick))
+            pictures.write(pictures_file(job.file), job.file, read_examples(job.file, job.class_names, note.tick))
         except OSError as error:
             return Trouble(f'{pictures_file(job.file)} cannot be written ({error.strerror or error})')
     return shard
@@ -182,7 +182,7 @@ def pictures_file(file: str) -> str:
     return f'{file.removesuffix(".tmp")}.pictures.tmp'
 
 
-def _read_examples(path: str, class_names: tuple[str, ...], tick: Callable[[], None]) -> Iterator[tuple[bytes, bytes]]:
+def read_examples(path: str, class_names: tuple[str, ...], tick: Callable[[], None]) -> Iterator[tuple[bytes, bytes]]:
     """The serialized examples of a shard, and the video of each. `tick` is called before each."""
     from array_record.python.array_record_data_source import ArrayRecordDataSource
 

@@ -152,6 +152,20 @@ def test_packs_without_lists_of_pictures_are_read_as_before(intra, tmp_path):
         np.testing.assert_array_equal(whole, right)
 
 
+def test_a_pack_without_lists_of_pictures_gets_them_by_the_same_command(videos, intra, tmp_path):
+    target = copied(intra, tmp_path)
+    summary = json.loads((target / 'pack.json').read_text())
+    older = {name: value for name, value in summary.items() if name not in ('pictures', 'shard_videos')}
+    (target / 'pack.json').write_text(json.dumps(older))
+    lists = {file.name: file.read_bytes() for file in target.glob('records/*.pictures')}
+    for name in lists:
+        (target / 'records' / name).unlink()
+    assert write_pack(listed(videos), '', str(target), INTRA, progress=False) == summary
+    assert {file.name: file.read_bytes() for file in target.glob('records/*.pictures')} == lists
+    assert json.loads((target / 'pack.json').read_text()) == summary
+    assert not list(target.glob('.*.tmp'))
+
+
 def test_training_with_single_pictures_is_training_with_whole_videos(intra, monkeypatch):
     options = {'size': 16, 'length': 4, 'stride': 2, 'patch': (2, 8, 8), 'mask': {'kind': 'tube', 'ratio': 0.5}}
     data = Data(files=str(intra), recipe='pretrain', options=options)
