@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ from mvdjax import config as configs
 from mvdjax.data.mixing import parts_of
 from mvdjax.data.pipeline import BadFiles, Data, Stream, train_batches, train_streams
 from mvdjax.data.schema import SUBSTITUTED, Sample
-from mvdjax.data.sources import fingerprint
+from mvdjax.data.sources import FileList, fingerprint
 from mvdjax.errors import UserError
 from mvdjax.settings import Run
 from mvdjax.window import Window
@@ -22,19 +22,26 @@ BAD_FILES = 'bad_videos.jsonl'
 ENOUGH = 100  # files tried before their share of unreadable ones means anything
 
 
-def read_streams(config: ml_collections.ConfigDict, run: Run) -> dict[str, Stream]:
+def read_streams(
+    config: ml_collections.ConfigDict, run: Run, read: Callable[[Data], FileList] = Data.read
+) -> dict[str, Stream]:
     """The streams of a config by name, lists read: `data`, in which epochs are counted, first, then those beside it.
+
+    Args:
+      config: a loaded config.
+      run: its run section.
+      read: how to read a list; a plan needs none.
 
     Raises:
       UserError: as reading a list does, or two streams of one name.
     """
     data: Data = configs.build(Data, configs.section(config, 'data'), 'data')
-    streams = {run.stream: Stream(data, data.read(), run.global_batch)}
+    streams = {run.stream: Stream(data, read(data), run.global_batch)}
     for name, section in configs.side_streams(config).items():
         if name in streams:
             raise UserError(f'config.streams.{name} has the name of config.data: change it, or run.stream')
         beside: Data = configs.build(Data, section.data, f'streams.{name}.data')
-        streams[name] = Stream(beside, beside.read(), section.batch)
+        streams[name] = Stream(beside, read(beside), section.batch)
     return streams
 
 

@@ -20,6 +20,7 @@ COMMANDS = {
     'selfcheck': ('mvdjax.selfcheck', 'whether this machine gives the answers stored with a checkpoint'),
     'data': ('mvdjax.data.cli', 'data tools; `mvdjax data demo` writes the built-in demo data set'),
     'bench': ('mvdjax.bench.cli', 'measure this machine; `mvdjax bench loader` compares ways to read videos'),
+    'plan': ('mvdjax.analysis.plan', 'what a recipe takes on a machine, without the machine: memory, step time, hours'),
     'report': ('mvdjax.analysis.report', 'curves and pictures of finished or running stages'),
 }
 

@@ -1,7 +1,7 @@
 """One mesh (data, fsdp, tensor), the rules that place parameters on it, and the way batches get to the devices."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -42,10 +42,21 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: int | Non
     Raises:
       UserError: the sizes do not multiply to the number of devices.
     """
-    sizes = [data, fsdp, tensor]
     if devices is not None and not 1 <= devices <= jax.device_count():
         raise UserError(f'mesh.devices {devices} is not between 1 and the {jax.device_count()} devices there are')
-    count = devices or jax.device_count()
+    return mesh_of(jax.devices()[:devices], data, fsdp, tensor)
+
+
+def mesh_of(devices: Sequence[Any], data: int, fsdp: int, tensor: int) -> Mesh:
+    """The mesh of given devices, which may be those of another machine. Raises as `make_mesh`."""
+    sizes = axis_sizes(len(devices), data, fsdp, tensor)
+    # Auto axes: the compiler propagates shardings. jax.make_mesh's default, Explicit, breaks plain reshapes.
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def axis_sizes(count: int, data: int, fsdp: int, tensor: int) -> tuple[int, int, int]:
+    """The sizes of the axes over `count` devices, -1 resolved. Raises as `make_mesh`."""
+    sizes = [data, fsdp, tensor]
     known = math.prod(s for s in sizes if s != -1)
     if sizes.count(-1) == 1 and known > 0 and count % known == 0:
         sizes[sizes.index(-1)] = count // known
@@ -54,8 +65,7 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: int | Non
             f'mesh data={data} fsdp={fsdp} tensor={tensor} does not fit {count} devices: '
             'the sizes must multiply to that number (one may be -1, the rest)'
         )
-    # Auto axes: the compiler propagates shardings. jax.make_mesh's default, Explicit, breaks plain reshapes.
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=jax.devices()[:count])
+    return sizes[0], sizes[1], sizes[2]
 
 
 def parameter_sharding(path: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:

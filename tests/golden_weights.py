@@ -12,6 +12,7 @@ import numpy as np
 
 from mvdjax import trees
 from mvdjax.convert import architecture, command, families, files, models, rules, swin_families
+from mvdjax.tasks.base import normalize
 
 GOLDEN = Path(__file__).parent / 'golden'
 FORWARD = {'rtol': 1e-4, 'atol': 1e-4}  # the tolerances of the golden README
@@ -101,6 +102,11 @@ def clip(seed, batch, frames, size):
     return np.random.RandomState(seed).randint(0, 256, (batch, frames, size, size, 3)).astype(np.uint8)
 
 
+def normalize_clip(seed, batch, frames, height, width):
+    """The BEVT README's `video`, normalised: float32 (batch, frames, height, width, 3)."""
+    return normalize(np.random.RandomState(seed).randint(0, 256, (batch, frames, height, width, 3)).astype(np.uint8))
+
+
 def weight(name, shape):
     """The README's weight of a PyTorch name."""
     x = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape)
@@ -140,7 +146,7 @@ def to_torch(kind, tree, shapes):
     family = families.get(FAMILY.get(kind, kind))
     named = files.Source(shapes={n: tuple(s) for n, s in shapes.items()})
     model = models.read(family, named, given(tree), average=False)
-    leaves = trees.flatten(jax.tree.map(np.asarray, tree))
+    leaves = trees.flatten(jax.tree.map(np.array, tree))  # copies: they are rearranged in place
     shapes_here = {path: leaf.shape for path, leaf in leaves.items()}
     found = rules.to_theirs(models.make_rules(family, model), {}, leaves, shapes_here)
     if isinstance(family, swin_families.SwinFamily):  # cases of the backbone alone go without its prefix

@@ -50,7 +50,7 @@ def finetune(
     c = ConfigDict()
     c.task_name = 'classify'
     c.task = {
-        'model': {**model, 'patch': (2, 16, 16), 'dtype': 'bfloat16'},
+        'model': {'remat': 'none', **model, 'patch': (2, 16, 16), 'dtype': 'bfloat16'},
         'num_classes': published['classes'],
         'dropout': dropout,
         'label_smoothing': 0.1,

@@ -31,8 +31,9 @@ def pretrain(arg: str, *, variant: str, patch: int = 16) -> ConfigDict:
             'pos_embed': 'sincos2d',
             'cls_token': True,
             'qkv_bias': 'full',
+            'remat': 'none',
         },
-        'decoder': {**decoder, 'pos_embed': 'sincos2d', 'qkv_bias': 'full'},
+        'decoder': {**decoder, 'pos_embed': 'sincos2d', 'qkv_bias': 'full', 'remat': 'none'},
         'mask': mask,
         'target': 'mae',
     }

@@ -40,18 +40,18 @@ def distil(
     c = ConfigDict()
     c.task_name = 'mvd'
     c.task = {
-        'student': {**student, 'patch': patch, 'dtype': 'bfloat16'},
+        'student': {'remat': 'none', **student, 'patch': patch, 'dtype': 'bfloat16'},
         'teachers': {
             'image': {
                 'model': {**teacher, **image},
                 'checkpoint': f'runs/mae_in1k_vit_{teachers.lower()}',
-                'decoder': dict(decoder),
+                'decoder': {'remat': 'none', **decoder},
             },
             'video': {
                 # VideoMAE's table, unlike the student's: one sinusoid over the flattened tokens.
                 'model': {**teacher, 'patch': patch, 'pos_embed': 'sincos1d'},
                 'checkpoint': f'runs/videomae_k400_vit_{teachers.lower()}',
-                'decoder': dict(decoder),
+                'decoder': {'remat': 'none', **decoder},
             },
         },
         'mask': mask,

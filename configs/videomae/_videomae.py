@@ -35,8 +35,9 @@ def pretrain(
             'dtype': 'bfloat16',
             'patch': patch,
             'pos_embed': 'sincos1d',
+            'remat': 'none',
         },
-        'decoder': {**size, 'pos_embed': 'sincos1d', 'embed_bias': False},
+        'decoder': {**size, 'pos_embed': 'sincos1d', 'embed_bias': False, 'remat': 'none'},
         'mask': mask,
         'target': 'videomae',
     }

@@ -71,8 +71,14 @@ class _NamingRecipe:
 
     def __call__(self, record: Record, rng: np.random.Generator) -> Sample:
         """The other's sample with `record`, uint8 (_RECORD_BYTES,): JSON, padded with zeros."""
-        sample = self.recipe(record, rng)
-        text = np.frombuffer(json.dumps([record.path, record.label, record.line]).encode(), np.uint8)
+        return self._named(self.recipe(record, rng), json.dumps([record.path, record.label, record.line]))
+
+    def blank(self) -> Sample:
+        """The other's, of no file."""
+        return self._named(self.recipe.blank(), '')
+
+    def _named(self, sample: Sample, name: str) -> Sample:
+        text = np.frombuffer(name.encode(), np.uint8)
         row = np.zeros(_RECORD_BYTES, np.uint8)
         row[: len(text)] = text[:_RECORD_BYTES]
         return {**sample, _RECORD: row if self.views == 1 else np.stack([row] * self.views)}

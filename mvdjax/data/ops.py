@@ -39,6 +39,12 @@ def height_width(size: Size) -> tuple[int, int]:
     return height, width
 
 
+def blank_clip(frames: int | tuple[int, ...], size: Size) -> np.ndarray:
+    """Black uint8 (*frames, height, width, 3) pixels."""
+    leading = (frames,) if isinstance(frames, int) else frames
+    return np.zeros((*leading, *height_width(size), 3), np.uint8)
+
+
 def multiscale_crop_candidates(
     height: int, width: int, size: Size, scales: Sequence[float] = (1, 0.875, 0.75, 0.66)
 ) -> np.ndarray:

@@ -54,5 +54,8 @@ class Recipe(Protocol):
     def views(self) -> int:
         """Samples per record."""
 
+    def blank(self) -> Sample:
+        """A sample of zeros: its shapes and types are those of every sample, and no file is needed to know them."""
+
     def __call__(self, record: Record, rng: np.random.Generator) -> Sample:
         """Reads the file. Raises `decode.DecodeError` if it cannot be read."""

@@ -64,6 +64,9 @@ class Task(Protocol):
     def frozen(self) -> Any:
         """What the loss needs but never trains or saves (teachers): read once, placed once."""
 
+    def abstract_frozen(self, batch: Batch) -> Any:
+        """The shapes of what `frozen` gives for batches like `batch`, without reading it: no checkpoint need exist."""
+
     def loss(
         self, params: Any, frozen: Any, batch: Batch, rngs: Mapping[str, jax.Array], train: bool
     ) -> tuple[jax.Array, Metrics]:
@@ -71,6 +74,9 @@ class Task(Protocol):
 
     def predict(self, params: Any, frozen: Any, batch: Batch) -> dict[str, jax.Array]:
         """Outputs for evaluation and pictures."""
+
+    def flops(self, batch: Batch) -> dict[str, float]:
+        """Model FLOPs of a training step on a batch of these shapes (arrays or abstract), by part; see mvdjax/flops."""
 
     def evaluators(self) -> Mapping[str, 'Evaluator']:
         """Name -> a fresh accumulator of what `predict` returns."""

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mvdjax import keywords, losses
+from mvdjax import flops, keywords, losses
 from mvdjax.data.sources import FileList
 from mvdjax.errors import UserError
 from mvdjax.evaluation.multiview import TopK
@@ -115,6 +115,10 @@ class Task:
         """Nothing."""
         return {}
 
+    def abstract_frozen(self, batch: Batch) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
     def loss(
         self, params: Any, frozen: Any, batch: Batch, rngs: Mapping[str, jax.Array], train: bool
     ) -> tuple[jax.Array, Metrics]:
@@ -143,6 +147,10 @@ class Task:
 
         # Views one after the other: the memory of an evaluation step does not grow with their number.
         return {'probability': jnp.mean(jax.lax.map(view, jnp.swapaxes(batch['video'], 0, 1)), axis=0)}
+
+    def flops(self, batch: Batch) -> dict[str, float]:
+        """{'encoder', 'head'}: model FLOPs of a training step."""
+        return flops.classifier(self.backbone(), self.num_classes, tuple(batch['video'].shape))
 
     def evaluators(self) -> dict[str, TopK]:
         """Top-1 and top-5 accuracy."""

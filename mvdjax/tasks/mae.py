@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mvdjax import losses
+from mvdjax import flops, losses
 from mvdjax.data.masks import num_masked
 from mvdjax.data.sources import FileList
 from mvdjax.errors import UserError
@@ -88,6 +88,10 @@ class Task:
         """Nothing."""
         return {}
 
+    def abstract_frozen(self, batch: Batch) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
     def targets(self, video: jax.Array) -> jax.Array:
         """uint8 (b, t, h, w, c) -> (b, tokens, values) float32 targets of every token."""
         vit = self.backbone()
@@ -126,6 +130,11 @@ class Task:
         """{'loss': (b,)} of each sample."""
         del frozen
         return {'loss': self._sample_losses(params, batch, {}, train=False)}
+
+    def flops(self, batch: Batch) -> dict[str, float]:
+        """{'encoder', 'decoders'}: model FLOPs of a training step."""
+        shape = tuple(batch['video'].shape)
+        return flops.masked_vit(self.model(), shape, self.num_masked(shape))
 
     def evaluators(self) -> dict[str, Means]:
         """The mean loss."""

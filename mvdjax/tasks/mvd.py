@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mvdjax import checkpoints, handover, keywords, losses
+from mvdjax import checkpoints, flops, handover, keywords, losses
 from mvdjax.console import say
 from mvdjax.data.masks import num_masked
 from mvdjax.data.sources import FileList
@@ -73,12 +73,17 @@ class Teacher:
         check_backbone(meta, vit, f'{name} teacher', self.checkpoint)
         if vit.pos_embed == 'learned':  # on the grid that they were learned on: `check_grid` sees to it that it fits
             video = jnp.zeros((1, *meta['input_shape']))
-        expected = jax.eval_shape(vit.init, jax.random.key(0), video)['params']
+        expected = self.shapes(video.shape)
         loaded = handover.load_params(
             self.checkpoint, expected, f'{name} teacher', subtree='backbone', allow_unused=('^norm/',)
         )
         say(loaded.table)
         return loaded.params
+
+    def shapes(self, video_shape: tuple[int, ...]) -> Any:
+        """The weights' shapes for (b, t, h, w, c) input; reads nothing."""
+        video = jax.ShapeDtypeStruct(video_shape, jnp.float32)
+        return jax.eval_shape(self.vit().init, jax.random.key(0), video)['params']
 
     def check_grid(self, name: str, grid: Grid) -> None:
         """Raises UserError if the teacher has learned positions for another token grid than that of its input."""
@@ -183,6 +188,16 @@ class Task:
         """The teachers' parameters."""
         return {name: teacher.params(name) for name, teacher in self._teachers().items()}
 
+    def abstract_frozen(self, batch: Batch) -> dict[str, Any]:
+        """The shapes of what `frozen` reads."""
+        return {name: teacher.shapes(self._seen(name, batch)) for name, teacher in self._teachers().items()}
+
+    def _seen(self, name: str, batch: Batch) -> tuple[int, ...]:
+        """Shape of what a teacher is given: for the image teacher one frame per tubelet, as clips of one frame."""
+        b, t, *rest = self._teacher_video(name, batch).shape
+        frames = len(range(0, t, self.backbone().patch[0]))
+        return (b * frames, 1, *rest) if name == 'image' else (b, t, *rest)
+
     def targets(self, frozen: Any, batch: Batch) -> dict[str, jax.Array]:
         """{teacher: (b, tokens, width) float32 features of every token}, from the whole unmasked clip."""
         tubelet = build_vit(self.student).patch[0]
@@ -229,6 +244,14 @@ class Task:
     def predict(self, params: Any, frozen: Any, batch: Batch) -> dict[str, jax.Array]:
         """{'loss', 'loss_<teacher>': (b,)} of each sample."""
         return self._sample_losses(params, frozen, batch, {}, train=False)
+
+    def flops(self, batch: Batch) -> dict[str, float]:
+        """{'encoder', 'decoders', '<name>_teacher'}: model FLOPs of a training step."""
+        shape = tuple(batch['video'].shape)
+        parts = flops.masked_vit(self.model(), shape, self.num_masked(shape))
+        for name, teacher in self._teachers().items():
+            parts[f'{name}_teacher'] = flops.teacher(teacher.vit(), self._seen(name, batch))
+        return parts
 
     def evaluators(self) -> dict[str, Means]:
         """The mean losses."""

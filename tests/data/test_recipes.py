@@ -42,6 +42,26 @@ def draw(recipe, record, seed=0):
     return recipe(record, np.random.default_rng(seed))
 
 
+EVERY = {
+    'pretrain': pretrain.Recipe(**PRETRAIN),
+    'both_sizes': pretrain.Recipe(**{**PRETRAIN, 'size': (48, 56)}, teacher_size=24, views=2),
+    'images': images.Recipe(**IMAGES),
+    'finetune': finetune.Recipe(**FINETUNE),
+    'erased_twice': finetune.Recipe(**FINETUNE, erasing=0.5, views=2),
+    'views': views.Recipe(**VIEWS),
+    'bevt_clips': bevt_clips.Recipe(**BEVT, length=8, stride=3),
+    'bevt_images': bevt_images.Recipe(**BEVT_IMAGE),
+}
+
+
+@pytest.mark.parametrize('name', EVERY)
+def test_a_blank_sample_has_the_shapes_of_a_real_one(name, video, image):
+    recipe = EVERY[name]
+    blank = recipe.blank()
+    assert shapes(blank) == shapes(draw(recipe, image if 'images' in name else video))
+    assert not any(np.any(value) for value in blank.values())
+
+
 def test_pretrain_shapes_and_masks(video):
     recipe = pretrain.Recipe(**PRETRAIN)
     sample = draw(recipe, video)

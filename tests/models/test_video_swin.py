@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden_weights import assert_array, golden, model_arrays, quick_jit, to_ours, weight
+from golden_weights import assert_array, golden, model_arrays, normalize_clip, quick_jit, to_ours, weight
 
 from mvdjax import trees
 from mvdjax.models.bevt import MaskedSwin, SwinClassifier
-from mvdjax.tasks.base import build_swin, normalize
+from mvdjax.tasks.base import build_swin
 
 # float32 noise that the golden README states, 4e-6 on tokens of size 5, and as much again for ours
 NOISE = {'rtol': 2e-6, 'atol': 8e-6}
@@ -29,11 +29,6 @@ def swin(config, **options):
     names = {'embed_dim': 'width', 'num_heads': 'heads', 'window_size': 'window', 'patch_size': 'patch'}
     section = {names[key]: tuple(np.atleast_1d(config[key]).tolist()) for key in names}
     return build_swin({**section, 'width': config['embed_dim'], 'depths': tuple(config['depths']), **options})
-
-
-def pixels(case):
-    size = case['size'] if len(case['size']) == 3 else (1, *case['size'])
-    return normalize(np.random.RandomState(case['seed']).randint(0, 256, (case['batch'], *size, 3)).astype(np.uint8))
 
 
 def both_streams(backbone, vocabulary=4):
@@ -63,7 +58,8 @@ def test_backbone(name):
     params = case_params(tuple(case['config']['window_size']), shapes)
     assert trees.count(params) == case['n_params']
     head = {'kernel': jnp.zeros((backbone.out_width, 4)), 'bias': jnp.zeros(4)}
-    video, mask = pixels(case), arrays['bool_masked_pos']
+    size = (1, *case['size']) if image else case['size']
+    video, mask = normalize_clip(case['seed'], case['batch'], *size), arrays['bool_masked_pos']
     drawn = np.random.RandomState(case['mask_seed']).rand(case['batch'], *case['mask_grid']) < case['mask_ratio']
     np.testing.assert_array_equal(mask, drawn)
     mask = mask.reshape(-1, 1, *mask.shape[1:]) if image else mask

@@ -56,6 +56,15 @@ class Recipe:
     def _grid(self) -> tuple[int, int, int]:
         return token_grid(self.length, self.size, self.patch)
 
+    def blank(self) -> Sample:
+        """Zeros in place of a sample, see `schema.Recipe`."""
+        sample = {
+            'video': ops.blank_clip(self.length, self.size),
+            'token_video': ops.blank_clip(self.length, self.token_size),
+            'mask': np.zeros(np.prod(self._grid()), bool),
+        }
+        return stack_views([sample] * self.views)
+
     def __call__(self, record: Record, rng: np.random.Generator) -> Sample:
         """A sample with `video`, `token_video` and `mask`, each with a leading axis of `views` if several."""
         frames = read_frames(

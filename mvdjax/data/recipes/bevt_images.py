@@ -51,6 +51,14 @@ class Recipe:
         """One sample per image."""
         return 1
 
+    def blank(self) -> Sample:
+        """Zeros in place of a sample, see `schema.Recipe`."""
+        return {
+            'video': ops.blank_clip(1, self.size),
+            'token_video': ops.blank_clip(1, self.token_size),
+            'mask': np.zeros(np.prod(self._grid()), bool),
+        }
+
     def __call__(self, record: Record, rng: np.random.Generator) -> Sample:
         """A sample with `video` and `token_video` of one frame, and `mask`."""
         image = read_image(media.fetch(record.path))[None]

@@ -94,6 +94,13 @@ class Recipe:
             sample['erase'] = ops.random_erasing_box(rng, *ops.height_width(self.size), self.erasing)
         return sample
 
+    def blank(self) -> Sample:
+        """Zeros in place of a sample, see `schema.Recipe`."""
+        sample: Sample = {'video': ops.blank_clip(self.length, self.size), 'label': np.int32(0)}
+        if self.erasing:
+            sample['erase'] = np.zeros(4, np.int32)
+        return stack_views([sample] * self.views)
+
     def __call__(self, record: Record, rng: np.random.Generator) -> Sample:
         """A sample with `video`, `label`, maybe `erase`, each with a leading axis of `views` if there are several."""
         pick = sampling.RULES[self.sampling].train

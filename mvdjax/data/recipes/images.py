@@ -47,6 +47,11 @@ class Recipe:
         """One sample per image."""
         return 1
 
+    def blank(self) -> Sample:
+        """Zeros in place of a sample, see `schema.Recipe`."""
+        mask = np.zeros(np.prod(mask_grid(1, self.size, self.patch, self.mask)), bool)
+        return {'video': ops.blank_clip(1, self.size), 'mask': mask}
+
     def __call__(self, record: Record, rng: np.random.Generator) -> Sample:
         """A sample with `video` of one frame, and `mask` if there is one."""
         image = read_image(media.fetch(record.path))[None]

@@ -48,6 +48,16 @@ class Recipe:
             raise UserError(f"data options: resize must be 'exact' or 'fast', not {self.resize!r}")
         mask_grid(self.length, self.size, self.patch, self.mask)
 
+    def blank(self) -> Sample:
+        """Zeros in place of a sample, see `schema.Recipe`."""
+        sample = {
+            'video': ops.blank_clip(self.length, self.size),
+            'mask': np.zeros(np.prod(mask_grid(self.length, self.size, self.patch, self.mask)), bool),
+        }
+        if self.teacher_size:
+            sample['teacher_video'] = ops.blank_clip(self.length, self.teacher_size)
+        return stack_views([sample] * self.views)
+
     def __call__(self, record: Record, rng: np.random.Generator) -> Sample:
         """A sample with `video`, `mask`, maybe `teacher_video`, each with a leading axis of `views` if several."""
         frames = read_frames(

@@ -53,6 +53,10 @@ class Recipe:
         """(clips, length) frame numbers."""
         return sampling.RULES[self.sampling].test(num_frames, self.length, self.stride, self.clips)
 
+    def blank(self) -> Sample:
+        """Zeros in place of a sample, see `schema.Recipe`."""
+        return {'video': ops.blank_clip((self.clips * self.crops, self.length), self.size), 'label': np.int32(0)}
+
     def __call__(self, record: Record, rng: np.random.Generator) -> Sample:
         """A sample with `video` (clips * crops, length, height, width, 3), clip-major, and `label`."""
         del rng

@@ -1,0 +1,134 @@
+"""What a step costs as JAX traces it, where there is no compiler for the device: matrix products and live memory.
+
+Loops count as often as they run, and what remat computes again is in the trace. A compiler fuses most of what is
+between two products, so that only what outlives a product takes memory here.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+
+@dataclasses.dataclass(frozen=True)
+class Product:
+    """A matrix product: its FLOPs, the bytes of its operands and result, and how often it runs."""
+
+    flops: float
+    bytes: float
+    times: float
+
+
+def size(value: Any) -> float:
+    """Bytes of a traced value; keys and the like take none."""
+    aval = value.aval
+    return math.prod(getattr(aval, 'shape', ())) * getattr(getattr(aval, 'dtype', None), 'itemsize', 0)
+
+
+def inner(eqn: Any) -> list[Any]:
+    """The programs inside an equation."""
+    found = []
+    for name in ('jaxpr', 'call_jaxpr', 'body_jaxpr', 'branches'):
+        value = eqn.params.get(name)
+        for part in value if isinstance(value, tuple) else (value,):
+            if part is not None:
+                found.append(getattr(part, 'jaxpr', part))
+    return found
+
+
+def products(jaxpr: Any, times: float = 1.0) -> Iterator[Product]:
+    """Every matrix product of a program."""
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == 'dot_general':
+            (contracted, _), _ = eqn.params['dimension_numbers']
+            shape = eqn.invars[0].aval.shape
+            flops = 2.0 * math.prod(eqn.outvars[0].aval.shape) * math.prod(shape[i] for i in contracted)
+            yield Product(flops, sum(map(size, (*eqn.invars, *eqn.outvars))), times)
+        often = eqn.params['length'] if eqn.primitive.name == 'scan' else 1
+        for part in inner(eqn):
+            yield from products(part, times * often)
+
+
+def flops(jaxpr: Any) -> float:
+    """Of all matrix products."""
+    return sum(p.flops * p.times for p in products(jaxpr))
+
+
+def _heavy(eqn: Any) -> bool:
+    """Whether an equation holds a product, and is therefore not fused into what comes before and after it."""
+    return eqn.primitive.name == 'dot_general' or any(next(products(part), None) is not None for part in inner(eqn))
+
+
+def peak_bytes(jaxpr: Any) -> float:
+    """Most bytes alive at a time, inputs of the program left out: what is made before a product and used after it."""
+    last: dict[Any, int] = {}
+    for i, eqn in enumerate(jaxpr.eqns):
+        last.update({v: i for v in eqn.invars if not hasattr(v, 'val')})
+    last.update({v: len(jaxpr.eqns) for v in jaxpr.outvars if not hasattr(v, 'val')})
+    alive: dict[Any, float] = {}
+    peak = 0.0
+    for i, eqn in enumerate(jaxpr.eqns):
+        made = {v: size(v) for v in eqn.outvars}
+        if _heavy(eqn):
+            deepest = max((peak_bytes(part) for part in inner(eqn)), default=0.0)
+            peak = max(peak, sum(alive.values()) + sum(made.values()) + deepest)
+        alive |= {v: s for v, s in made.items() if last.get(v, -1) > i}
+        for v in [v for v in eqn.invars if not hasattr(v, 'val')]:
+            if last[v] == i:
+                alive.pop(v, None)
+    return max(peak, sum(alive.values()))
+
+
+@dataclasses.dataclass(frozen=True)
+class Gradient:
+    """The traced gradient of a task's loss, for any number of clips: all of it is linear in them.
+
+    Attributes:
+      unit: clips that `once` is of; `twice` is of twice as many.
+      once, twice: matrix products.
+      clip_bytes: what a clip adds to the most bytes alive at a time.
+    """
+
+    unit: int
+    once: tuple[Product, ...]
+    twice: tuple[Product, ...]
+    clip_bytes: float
+
+    def products(self, clips: float) -> Iterator[Product]:
+        """The matrix products for another number of clips."""
+        more = clips / self.unit - 1
+        for a, b in zip(self.once, self.twice, strict=True):
+            yield Product(a.flops + more * (b.flops - a.flops), a.bytes + more * (b.bytes - a.bytes), a.times)
+
+
+def gradient(task: Any, batch: Any) -> Any:
+    """The traced gradient of a task's loss on an abstract batch: a step's program, less the optimizer."""
+    params = jax.eval_shape(task.init, jax.random.key(0), batch)
+
+    def function(params: Any, frozen: Any, batch: Any) -> Any:
+        keys = {name: jax.random.key(0) for name in task.rng_names}
+        return jax.grad(lambda p: task.loss(p, frozen, batch, keys, train=True)[0])(params)
+
+    return jax.make_jaxpr(function)(params, task.abstract_frozen(batch), batch).jaxpr
+
+
+def trace(task: Any, batch: Any, clips: int, unit: int) -> Gradient:
+    """Traces twice.
+
+    Args:
+      task: the stage.
+      batch: an abstract batch of `clips` clips.
+      clips: its rows in the main stream.
+      unit: clips to trace with; every part of the batch must have a whole number of rows for them.
+    """
+    found = []
+    for n in (unit, 2 * unit):
+        rows = jax.tree.map(
+            lambda x, n=n: jax.ShapeDtypeStruct((x.shape[0] * n // clips, *x.shape[1:]), x.dtype), batch
+        )
+        found.append(gradient(task, rows))
+    once, twice = (tuple(products(jaxpr)) for jaxpr in found)
+    slope = (peak_bytes(found[1]) - peak_bytes(found[0])) / unit
+    return Gradient(unit, once, twice, slope)
