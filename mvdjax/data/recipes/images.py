@@ -49,6 +49,8 @@ class Recipe:
 
     def blank(self) -> Sample:
         """Zeros in place of a sample, see `schema.Recipe`."""
+        if self.mask is None:
+            return {'video': ops.blank_clip(1, self.size)}
         mask = np.zeros(np.prod(mask_grid(1, self.size, self.patch, self.mask)), bool)
         return {'video': ops.blank_clip(1, self.size), 'mask': mask}
 
