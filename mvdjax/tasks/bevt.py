@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mvdjax import losses, metrics
+from mvdjax import flops_swin, losses, metrics
 from mvdjax.data.sources import FileList
 from mvdjax.errors import UserError
 from mvdjax.evaluation.means import Means
@@ -17,7 +17,7 @@ from mvdjax.models.embed import Grid
 from mvdjax.models.video_swin import VideoSwin, resize_mask
 from mvdjax.tasks.backbones import swin_layer_index
 from mvdjax.tasks.base import Batch, build_swin, model_input
-from mvdjax.tasks.tokenizer import Tokenizer, make_tokenizer
+from mvdjax.tasks.tokenizer import RANDOM, Tokenizer, make_tokenizer
 
 STREAMS = ('video', 'image')
 
@@ -150,6 +150,11 @@ class Task:
         """The tokenizer's weights."""
         return {'tokenizer': self.make_tokenizer().params()}
 
+    def abstract_frozen(self, batch: Batch) -> dict[str, Any]:
+        """The shapes of the tokenizer's weights."""
+        untrained = make_tokenizer({**self.tokenizer, 'checkpoint': RANDOM})
+        return {'tokenizer': jax.eval_shape(untrained.params)}
+
     def scores(
         self, params: Any, name: str, part: Batch, rngs: Mapping[str, jax.Array], train: bool
     ) -> tuple[jax.Array, jax.Array]:
@@ -201,6 +206,15 @@ class Task:
             'loss': jnp.sum(errors * hidden, axis=1) / count,
             'accuracy': jnp.sum(right * hidden, axis=1) / count,
         }
+
+    def flops(self, batch: Batch) -> dict[str, float]:
+        """{'<stream>_encoder', '<stream>_decoder', 'tokenizer'}: model FLOPs of a training step."""
+        model, tokenizer, found = self.masked_model(), self.make_tokenizer(), {'tokenizer': 0.0}
+        for name, part in self.parts(batch).items():
+            counts = flops_swin.stream(model, tuple(part['video'].shape), name == 'image')
+            found |= {f'{name}_{layers}': value for layers, value in counts.items()}
+            found['tokenizer'] += tokenizer.flops(tuple(part['token_video'].shape))
+        return found
 
     def evaluators(self) -> dict[str, Means]:
         """The mean loss and accuracy."""

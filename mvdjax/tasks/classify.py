@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mvdjax import flops, keywords, losses
+from mvdjax import flops, flops_swin, keywords, losses
 from mvdjax.data.schema import FileList
 from mvdjax.errors import UserError
 from mvdjax.evaluation.multiview import TopK
@@ -150,7 +150,10 @@ class Task:
 
     def flops(self, batch: Batch) -> dict[str, float]:
         """{'encoder', 'head'}: model FLOPs of a training step."""
-        return flops.classifier(self.backbone(), self.num_classes, tuple(batch['video'].shape))
+        model, shape = self.classifier(), tuple(batch['video'].shape)
+        if isinstance(model, SwinClassifier):
+            return flops_swin.classifier(model, shape)
+        return flops.classifier(model.backbone, self.num_classes, shape)
 
     def evaluators(self) -> dict[str, TopK]:
         """Top-1 and top-5 accuracy."""

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
-from mvdjax import checkpoints, handover, keywords
+from mvdjax import checkpoints, flops_tokenizer, handover, keywords
 from mvdjax.console import say
 from mvdjax.errors import UserError
 from mvdjax.models import dvae, vq
@@ -40,6 +40,9 @@ class Tokenizer(Protocol):
 
     def tokens(self, params: Any, video: jax.Array) -> jax.Array:
         """uint8 (b, t, h, w, c) -> int32 (b, tokens), in frame, row, column order. Pure."""
+
+    def flops(self, shape: tuple[int, ...]) -> float:
+        """Model FLOPs of `tokens` on a (b, t, h, w, c) video."""
 
 
 def by_frames(function: Callable[[jax.Array], jax.Array], video: jax.Array, at_once: int) -> jax.Array:
@@ -138,6 +141,10 @@ class Dalle:
 
         return by_frames(best, video, self.frames_at_once).reshape(video.shape[0], -1)
 
+    def flops(self, shape: tuple[int, ...]) -> float:
+        """See `Tokenizer`."""
+        return shape[0] * shape[1] * flops_tokenizer.dalle(self.encoder(), shape[2], shape[3])
+
 
 @dataclasses.dataclass(frozen=True)
 class Codebook:
@@ -195,6 +202,10 @@ class Codebook:
             return model.apply({'params': params}, normalize(images, model.mean, model.std), method='tokens')
 
         return by_frames(nearest, video, self.frames_at_once).reshape(video.shape[0], -1)
+
+    def flops(self, shape: tuple[int, ...]) -> float:
+        """See `Tokenizer`."""
+        return shape[0] * shape[1] * flops_tokenizer.codebook(self.codebook(), shape[2], shape[3])
 
 
 KINDS: dict[str, Callable[..., Tokenizer]] = {'dalle': Dalle, 'vq': Codebook}
