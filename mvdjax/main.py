@@ -76,9 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = _sentence(error)
         if text is not None:
             return _fail(args, text, INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1)
-        if isinstance(error, RuntimeError):
-            processes.await_news()
         if processes.count() > 1:
+            processes.await_news()  # a step fails, too, when another process is gone: not this one's fault to explain
             traceback.print_exc()
             code = error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1
             processes.abandon(f'{type(error).__name__}: {error}', code)
