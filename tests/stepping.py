@@ -18,10 +18,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--init-timeout', type=float, default=60)
     parser.add_argument('--heartbeat-timeout', type=float, default=10)
+    parser.add_argument('--visible', type=float, default=10)
     parser.epilog = 'example'
 
 
 def run(args: argparse.Namespace) -> int:
+    processes.VISIBLE = args.visible
     config = {'run.seed': args.seed, 'run.steps': 5}
     place = processes.start(args, config, args.workdir, args.init_timeout, args.heartbeat_timeout)
     import jax
