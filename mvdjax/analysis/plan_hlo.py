@@ -140,17 +140,13 @@ def _instruction(line: str) -> Instruction:
 
 
 class Program:
-    """A compiled program, read.
-
-    Attributes:
-      loops_of_unknown_length: loops counted once because the text does not say how often they run.
-    """
+    """A compiled program, read."""
 
     def __init__(self, text: str) -> None:
         """`text`: of `compiled.as_text()`, after optimisation."""
         self._computations, entry = parse(text)
         self._by_name = {i.name: i for c in self._computations.values() for i in c}
-        self.loops_of_unknown_length = 0
+        self._unknown: set[str] = set()
         self._times: dict[str, float] = defaultdict(float, {entry: 1.0})
         self._inlined: set[str] = set()  # called by a fusion or the like: no traffic of their own
         for name in reversed(self._computations):
@@ -182,8 +178,13 @@ class Program:
             constant = self._by_name.get(operand)
             if constant is not None and constant.opcode == 'constant':
                 return int(constant.literal)
-        self.loops_of_unknown_length += 1
+        self._unknown.add(loop.name)
         return 1
+
+    @property
+    def loops_of_unknown_length(self) -> int:
+        """Loops counted once because the text does not say how often they run."""
+        return len(self._unknown)
 
     def flops(self) -> float:
         """Of all matrix products, per device and step."""

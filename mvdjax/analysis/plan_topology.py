@@ -39,7 +39,9 @@ class Topology:
     devices: tuple[Any, ...] | None
     version: str = ''
 
-    def mesh(self, data: int = -1, fsdp: int = 1, tensor: int = 1, devices: int | None = None) -> Any:
+    def mesh(
+        self, data: int = -1, fsdp: int = 1, tensor: int = 1, devices: int | None = None, slices: int | None = None
+    ) -> Any:
         """A mesh of these devices; the arguments are the config's `mesh` section. Abstract without a compiler.
 
         Raises:
@@ -49,7 +51,7 @@ class Topology:
             raise UserError(f'mesh.devices {devices} is not between 1 and the {self.count} devices of {self.name}')
         count = devices or self.count
         if self.devices is not None:
-            return sharding.mesh_of(self.devices[:count], data, fsdp, tensor)
+            return sharding.mesh_of(self.devices[:count], data, fsdp, tensor, slices)
         sizes = sharding.axis_sizes(count, data, fsdp, tensor)
         return AbstractMesh(sizes, sharding.AXES, axis_types=(AxisType.Auto,) * len(sizes))
 

@@ -21,19 +21,24 @@ class Product:
     times: float
 
 
-Shapes = frozenset[tuple[int, ...]]  # of what never leaves the chip
+Shapes = frozenset[tuple[int, ...]]  # sides of what never leaves the chip, sorted: transposing changes nothing
+
+
+def _sides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(side for side in shape if side != 1)
 
 
 def size(value: Any, hidden: Shapes = frozenset()) -> float:
-    """Bytes of a traced value; keys and the like take none, nor do `hidden` ones, stacked or not."""
+    """Bytes of a traced value; keys and the like take none, nor do `hidden` ones, stacked by a loop or not."""
     shape = getattr(value.aval, 'shape', ())
-    if shape[-4:] in hidden:
+    sides = _sides(shape)
+    if hidden and (tuple(sorted(sides)) in hidden or tuple(sorted(sides[1:])) in hidden):
         return 0.0
     return float(math.prod(shape) * getattr(getattr(value.aval, 'dtype', None), 'itemsize', 0))
 
 
 def logits(jaxpr: Any) -> Shapes:
-    """The (b, heads, queries, keys) shapes of attention's logits: what a fused kernel keeps to itself.
+    """The sides of attention's logits (samples, heads, queries, keys): what a fused kernel keeps to itself.
 
     Known by being products per sample and head that are larger than both of their factors.
     """
@@ -41,8 +46,8 @@ def logits(jaxpr: Any) -> Shapes:
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == 'dot_general' and len(eqn.params['dimension_numbers'][1][0]) == 2:
             made = eqn.outvars[0].aval.shape
-            if len(made) == 4 and math.prod(made) > max(math.prod(v.aval.shape) for v in eqn.invars):
-                found.add(made)
+            if math.prod(made) > max(math.prod(v.aval.shape) for v in eqn.invars):
+                found.add(tuple(sorted(_sides(made))))
         for part in inner(eqn):
             found |= logits(part)
     return frozenset(found)

@@ -22,10 +22,12 @@ from mvdjax.analysis import (
 )
 from mvdjax.analysis import plan_trace as traces
 from mvdjax.errors import UserError
+from mvdjax.trees import count
 
 GIB = 2**30
 HERE = f'local:{jax.device_count()}'
 MVD = f'{CONFIGS}/mvd/k400_vit_b_from_b_400.py'
+SMALL = f'{CONFIGS}/videomae/k400_vit_s.py'  # quick to trace
 FINETUNE = f'{CONFIGS}/finetune/k400_vit_b.py'
 DEBUG = {
     'mae': f'{CONFIGS}/mae/in1k_vit_b.py:debug',
@@ -38,39 +40,35 @@ def step_on(spec, topology, *overrides, records=None):
     return plan_step.make_step(configs.load(spec, overrides), plan_topology.find(topology), records)
 
 
-@pytest.fixture(scope='module')
-def compiled():
-    """The plans of every task's debug form, compiled here."""
-    return {name: plan_result.make_plan(spec, (), plan_topology.find(HERE), records=32) for name, spec in DEBUG.items()}
-
-
-@pytest.mark.parametrize('name', DEBUG)
-def test_a_compiled_step_is_the_formula_to_the_last_product(name, compiled):
+@pytest.mark.parametrize('spec', [f'{CONFIGS}/videomae/k400_vit_s.py:debug', DEBUG['classify']])
+def test_a_compiled_step_is_the_formula_to_the_last_layer(spec):
     """With scanned layers, which the compiler itself counts once."""
-    flops = compiled[name]['flops']
-    model = sum(flops['model_per_clip'].values())
-    # Sums of a few products come out as reductions or the other way round, but no layer is missing.
-    assert flops['executed_per_clip'] == pytest.approx(model, rel=0.02)
-    assert compiled[name]['memory']['fits'] is True
-    assert compiled[name]['time'] is None  # no peak rate is known of a CPU
-    assert bool(compiled[name]['collectives']) == (jax.device_count() > 1)
+    plan = plan_result.make_plan(spec, (), plan_topology.find(HERE), records=32)
+    model = sum(plan['flops']['model_per_clip'].values())
+    # Single rows come out as reductions, sums of a few products the other way round: no layer weighs as little.
+    assert plan['flops']['executed_per_clip'] == pytest.approx(model, rel=0.02)
+    assert plan['memory']['fits'] is True
+    assert plan['time'] is None  # no peak rate is known of a CPU
+    assert bool(plan['collectives']) == (jax.device_count() > 1)
+    kinds = plan['memory']['kinds']
+    assert kinds['layout'] < 1000
+    assert sum(kinds.values()) <= plan['memory']['needed']
 
 
 @pytest.mark.parametrize('name', DEBUG)
-def test_memory_by_hand(name, compiled):
-    plan, config = compiled[name], configs.load(DEBUG[name])
-    kinds, devices = plan['memory']['kinds'], jax.device_count()
-    assert kinds['parameters'] == 4 * plan['parameters']
-    assert kinds['optimizer'] == 8 * plan['parameters'] + 4  # and a counter
-    width = 2 if name == 'mvd' else 0  # their norms alone are held in float32, see `mvd.Teacher.shapes`
-    assert width * plan['teacher_parameters'] <= kinds['teachers'] <= 1.1 * width * plan['teacher_parameters']
-    assert (plan['teacher_parameters'] > 0) == (name == 'mvd')
-    rows = config.run.global_batch * plan['batch']['views'] // devices
+def test_memory_by_hand(name):
+    step = step_on(DEBUG[name], 'H100:8')
+    kinds, parameters, teachers = plan_estimate.standing_bytes(step), count(step.state.params), count(step.frozen)
+    assert kinds['parameters'] == 4 * parameters
+    assert kinds['optimizer'] == 8 * parameters + 4  # and a counter
+    assert (teachers > 0) == (name == 'mvd')
+    # Their norms alone are held in float32, see `mvd.Teacher.shapes`.
+    assert 2 * teachers <= kinds['teachers'] <= 2.1 * teachers
+    rows = step.clips // 8
     tokens, frames = {'mae': (4, 1), 'mvd': (32, 16), 'classify': (0, 16)}[name]
     own = rows * (frames * 32 * 32 * 3 + tokens)
-    own += {'mae': 0, 'mvd': rows * 16 * 28 * 28 * 3, 'classify': rows * (4 + 16)}[name]  # 196 -> 28; label and box
+    own += {'mae': 0, 'mvd': rows * 16 * 28 * 28 * 3, 'classify': rows * (4 + 16)}[name]  # teacher_video; label and box
     assert kinds['batch'] == own
-    assert sum(kinds.values()) <= plan['memory']['needed']
 
 
 def test_sharding_divides_what_it_says():
@@ -123,24 +121,24 @@ def test_the_length_of_a_list(tmp_path):
     assert plan_step.list_length(configs.load(MVD, [f'--config.data.files={tmp_path}/mine.txt']), None) == 2
     unknown = configs.load(MVD, ['--config.data.files=elsewhere/train.txt'])
     assert plan_step.list_length(unknown, None) is None
-    plan = plan_result.make_plan(MVD, ['--config.data.files=elsewhere/train.txt'], plan_topology.find('H100:8'))
+    plan = plan_result.make_plan(SMALL, ['--config.data.files=elsewhere/train.txt'], plan_topology.find('H100:8'))
     assert plan['time']['hours'] is None
 
 
 def test_hours_and_utilisation_follow_from_the_step_time():
-    plan = plan_result.make_plan(MVD, ['--config.run.accumulate=8'], plan_topology.find('H100:8'))
+    plan = plan_result.make_plan(SMALL, ['--config.run.accumulate=8'], plan_topology.find('H100:8'))
     time = plan['time']
-    assert time['steps'] == 400 * (240_436 // 1024)
+    assert time['steps'] == 1600 * (240_436 // 1024)
     assert time['hours'] == pytest.approx(time['steps'] * time['seconds_step'] / 3600)
     assert time['device_hours'] == pytest.approx(8 * time['hours'])
     model = sum(plan['flops']['model_per_clip'].values())
     assert time['mfu'] == pytest.approx(model * time['clips_per_second'] / 8 / 989.4e12)
     assert time['seconds_compute'] < time['seconds_work'] <= time['seconds_step']
-    assert 0.2 < time['mfu'] < 1
+    assert 0.05 < time['mfu'] < 1
 
 
 def test_a_trace_is_linear_in_the_clips():
-    step = step_on(DEBUG['mvd'], 'H100:8')
+    step = step_on(DEBUG['mae'], 'H100:8')
     found = traces.trace(step.task, step.batch, step.clips, 1)
     five = jax.tree.map(lambda x: jax.ShapeDtypeStruct((5, *x.shape[1:]), x.dtype), step.batch)
     direct = traces.gradient(step.task, five)
@@ -153,10 +151,10 @@ def test_fused_attention_keeps_its_logits():
     q = jax.ShapeDtypeStruct((b, n, heads, width), np.float32)
     jaxpr = jax.make_jaxpr(lambda q: jax.nn.dot_product_attention(q, q, q))(q).jaxpr
     hidden = traces.logits(jaxpr)
-    assert hidden == {(b, heads, n, n)}
+    assert hidden == {(b, heads, n, n)}  # sorted, as it happens
     plain, fused = (sum(p.bytes for p in traces.products(jaxpr, hidden=h)) for h in (frozenset(), hidden))
     assert plain - fused == 2 * 4 * b * heads * n * n
-    assert fused == 6 * 4 * b * n * heads * width
+    assert fused == 4 * 4 * b * n * heads * width  # queries, keys, values and the result
     assert traces.peak_bytes(jaxpr, hidden) < traces.peak_bytes(jaxpr)
 
 
@@ -172,9 +170,7 @@ def test_live_memory_of_a_small_program():
     assert traces.peak_bytes(jax.make_jaxpr(function)(x).jaxpr) == 3 * 8 * 8 * 4
 
 
-@pytest.mark.parametrize(
-    ('memory', 'spec'), [(24, MVD), (12, MVD), (24, FINETUNE), (24, f'{CONFIGS}/mvd/k400_vit_h_from_h_800.py')]
-)
+@pytest.mark.parametrize(('memory', 'spec'), [(24, SMALL), (6, SMALL), (24, FINETUNE)])
 def test_proposals_keep_the_batch_and_fit(memory, spec):
     topology = plan_topology.find('RTX4090:2')
     before = configs.load(spec)
@@ -193,11 +189,14 @@ def test_proposals_keep_the_batch_and_fit(memory, spec):
 
 def test_less_memory_asks_for_more_changes():
     topology = plan_topology.find('H100:2')
-    numbers = [plan_proposal.proposals(MVD, (), topology, m * GIB)[0].step.run.accumulate for m in (200, 50, 10)]
-    assert numbers == sorted(numbers)
-    assert numbers[0] < numbers[-1]
-    with pytest.raises(UserError, match=r'does not fit 2 devices of 1\.0 GiB .* one clip per device takes \d\.\d GiB'):
-        plan_proposal.proposals(MVD, (), topology, GIB)
+    found = [plan_proposal.proposals(SMALL, (), topology, memory * GIB)[0] for memory in (200, 2)]
+    assert found[0].overrides == ()
+    assert found[1].overrides
+    seconds = [p.seconds for p in found]
+    assert seconds == sorted(seconds)
+    message = r'does not fit 2 devices of 0\.1 GiB .* one clip per device takes \d\.\d GiB'
+    with pytest.raises(UserError, match=message):
+        plan_proposal.proposals(SMALL, (), topology, GIB / 10)
 
 
 def test_a_batch_that_does_not_divide_goes_to_the_tensor_axis():
@@ -211,17 +210,16 @@ def test_a_batch_that_does_not_divide_goes_to_the_tensor_axis():
 
 
 def test_the_largest_batch_by_formula():
-    topology = plan_topology.find('H100:8')
-    plan = plan_result.make_plan(MVD, (), topology)
-    step = plan_step.make_step(configs.load(MVD), topology)
+    topology = plan_topology.find('RTX3090:1')
+    plan = plan_result.make_plan(SMALL, (), topology)
+    step = plan_step.make_step(configs.load(SMALL), topology)
     guess = plan_estimate.estimate(step, topology.device)
-    largest = plan_result.largest_batch(configs.load(MVD), topology, step, guess, None)
-    assert plan['memory']['fits'] is False  # 64 clips at a time
+    largest = plan_result.largest_batch(configs.load(SMALL), topology, step, guess, None)
+    assert plan['memory']['fits'] is False  # 1024 clips at a time
     most = largest['clips_per_device']
     limit = plan['memory']['limit']
     assert guess.needed_with(most) <= limit < guess.needed_with(most + 1)
-    larger = plan_result.with_batch(configs.load(MVD), step, most)
-    assert larger.run.global_batch == most * 8 * 2
+    assert plan_result.with_batch(configs.load(SMALL), step, most).run.global_batch == most
 
 
 def test_refusals_of_a_compiler_are_read():
@@ -273,7 +271,7 @@ def test_a_batch_that_does_not_divide_is_refused(capsys):
         ([f'--config={MVD}', '--topology=H100:8', '--devices=2'], 'give a --topology'),
         ([f'--config={MVD}', '--devices=2'], '--memory=24G, or --device=NAME'),
         ([f'--config={MVD}', '--devices=2', '--memory=lots'], '--memory=lots is no size'),
-        ([f'--config={MVD}', '--devices=0', '--memory=24G'], '--devices must be at least 1'),
+        ([f'--config={MVD}', '--devices=-1', '--memory=24G'], '--devices must be at least 1'),
         ([f'--config={MVD}', '--devices=2', '--device=TPU9'], '--device=TPU9 is not known'),
         (['--table=x.md', '--only=('], 'not a regular expression'),
     ],
@@ -285,26 +283,26 @@ def test_wrong_arguments(arguments, message, capsys):
 
 def test_a_step_that_does_not_fit_ends_with_code_1_and_says_what_to_do(tmp_path, capsys):
     file = tmp_path / 'plans' / 'plan.json'
-    assert main.main(['plan', f'--config={MVD}', '--topology=H100:8', f'--output={file}']) == 1
+    assert main.main(['plan', f'--config={SMALL}', '--topology=RTX3090:1', f'--output={file}']) == 1
     plan, text = json.loads(file.read_text()), capsys.readouterr().out
     assert plan['memory']['fits'] is False
     assert 'does not fit: a step takes' in text.splitlines()[-1]
-    assert f'mvdjax plan --config={MVD} --devices=8 --memory=' in text
+    assert f'mvdjax plan --config={SMALL} --devices=1 --memory=' in text
     assert math.isclose(sum(plan['memory']['kinds'].values()), plan['memory']['needed'])
 
 
 def test_a_proposal_prints_what_to_paste(tmp_path, capsys):
     file = tmp_path / 'plan.json'
     arguments = ['--devices=2', '--memory=24G', '--device=RTX4090', f'--output={file}']
-    assert main.main(['plan', f'--config={MVD}', *arguments]) == 0
+    assert main.main(['plan', f'--config={SMALL}', *arguments]) == 0
     lines = capsys.readouterr().out.splitlines()
     pasted = [line.strip() for line in lines[lines.index('add to the command line:') + 1 :]]
     assert pasted == json.loads(file.read_text())['proposed']
-    assert configs.load(MVD, pasted).run.global_batch == 1024
+    assert configs.load(SMALL, pasted).run.global_batch == 1024
 
 
 def test_the_table_takes_compiled_rows_from_its_cache(tmp_path, monkeypatch, capsys):
-    config, compiled_there = f'{CONFIGS}/mae/in1k_vit_b.py', 'v5e:16x16'
+    config, compiled_there = SMALL, 'v5e:16x16'
     monkeypatch.setattr(plan_table, 'TOPOLOGIES', (compiled_there, 'H100:8'))
     monkeypatch.setattr(plan_table, 'published', lambda: [config])
     page, cache = tmp_path / 'scaling.md', plan_table.Cache(str(tmp_path / 'scaling.json'))
