@@ -59,3 +59,13 @@ def normalize_patches_videomae(patches: jax.Array, channels: int) -> jax.Array:
 def soft_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
     """(b, classes) logits and target distributions -> (b,) cross-entropies in nats."""
     return -jnp.sum(targets * jax.nn.log_softmax(logits.astype(jnp.float32)), axis=-1)
+
+
+def token_cross_entropy(scores: jax.Array, tokens: jax.Array) -> jax.Array:
+    """(..., vocabulary) scores and (...) int tokens -> (...) float32 cross-entropies in nats.
+
+    The token's score is picked by a sum over a comparison instead of a gather, whose gradient would be a scatter.
+    """
+    scores = scores.astype(jnp.float32)
+    picked = jnp.where(jnp.arange(scores.shape[-1]) == tokens[..., None], scores, 0.0)
+    return jax.nn.logsumexp(scores, axis=-1) - jnp.sum(picked, axis=-1)

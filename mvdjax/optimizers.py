@@ -1,8 +1,8 @@
-"""AdamW as an optax chain: clip, Adam, decoupled weight decay, layer-wise rate scales; the rate itself comes last."""
+"""AdamW as an optax chain: clip, Adam, decoupled weight decay, scales of the rate; the rate itself comes last."""
 
 import dataclasses
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from mvdjax import schedules, trees
+from mvdjax import keywords, schedules, trees
 from mvdjax.errors import UserError
 
 LayerIndex = Callable[[str, int], Any]  # (path, depth) -> int or (depth,) ints for a stacked leaf
 RATE_COUNTS = ('videos', 'views')
+SCHEDULES = ('warmup_cosine', 'scaled_cosine', 'epoch_cosine')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,30 +70,89 @@ def layer_scales(params: Any, layer_decay: float, layer_index: LayerIndex) -> An
     of a stacked block gets a vector over its depth axis.
     """
     depth = max((len(leaf) if 'blocks' in path else 0 for path, leaf in _shapes(params).items()), default=0)
+    indices = jax.tree_util.tree_map_with_path(lambda p, _: np.asarray(layer_index(trees.path_name(p), depth)), params)
+    last = max(depth + 1, *(int(index.max()) for index in jax.tree.leaves(indices)))
 
-    def scale(path: tuple[Any, ...], leaf: Any) -> np.ndarray:
-        index = np.asarray(layer_index(trees.path_name(path), depth))
-        factor = np.float32(layer_decay) ** (depth + 1 - index).astype(np.float32)
-        return factor.reshape(factor.shape + (1,) * (leaf.ndim - factor.ndim)) if factor.ndim else factor
+    def scale(leaf: Any, index: np.ndarray) -> np.ndarray:
+        return _over_depth(np.float32(layer_decay) ** (last - index).astype(np.float32), leaf)
 
-    return jax.tree_util.tree_map_with_path(scale, params)
+    return jax.tree.map(scale, params, indices)
+
+
+def _over_depth(factor: np.ndarray, leaf: Any) -> np.ndarray:
+    """A number as it is; one per block with axes that broadcast over the stacked leaf."""
+    return factor.reshape(factor.shape + (1,) * (leaf.ndim - factor.ndim)) if factor.ndim else factor
 
 
 def _shapes(params: Any) -> dict[str, Any]:
     return {path: np.empty(leaf.shape[:1], bool) for path, leaf in trees.flatten(params).items()}
 
 
+def longest_key(name: str, keys: Iterable[str]) -> str | None:
+    """The longest of the keys that a name contains, the alphabetically first of equally long ones; None without any.
+
+    Source: mmcv's optimizer constructor (golden: bevt/param_groups_*). The winner decides everything about a parameter,
+    and no shorter key is asked: where 'backbone' is a key, 'norm' says nothing about the backbone's norms.
+    """
+    return min((key for key in keys if key in name), key=lambda key: (-len(key), key), default=None)
+
+
+def group_factors(params: Any, groups: Mapping[str, Sequence[float]]) -> tuple[Any, Any]:
+    """Factors of the rate and of the weight decay for every parameter.
+
+    Args:
+      params: parameters or their abstract shapes. A parameter's name is its path, 'a/b/c'; in a stack of blocks
+        'blocks' reads 'block_0', 'block_1', ..., so that a key can mean one block.
+      groups: key -> (factor of the rate, factor of the decay), see `longest_key`; both are 1 where no key is found.
+
+    Returns:
+      Two trees of float32 scalars, or vectors over the depth axis of stacked leaves.
+
+    Raises:
+      UserError: a factor is negative, or a key that no name contains.
+    """
+    wrong = [key for key, pair in groups.items() if len(pair) != 2 or min(pair) < 0]
+    if wrong:
+        raise UserError(f'optim.groups.{wrong[0]} must be (factor of the rate, factor of the decay), both at least 0')
+    names = {path: block_names(path, len(leaf)) for path, leaf in _shapes(params).items()}
+    every = [name for found in names.values() for name in found]
+    for key in groups:
+        if not any(key in name for name in every):
+            raise UserError(
+                f'optim.groups: no parameter has {key!r} in its name; {keywords.nearest(key, every)}'
+                'take the key out, or write it as the names are written'
+            )
+
+    def factors(which: int) -> Any:
+        def of(path: tuple[Any, ...], leaf: Any) -> np.ndarray:
+            found = [longest_key(name, groups) for name in names[trees.path_name(path)]]
+            values = np.array([1.0 if key is None else groups[key][which] for key in found], np.float32)
+            return _over_depth(values if len(values) > 1 else values[0], leaf)
+
+        return jax.tree_util.tree_map_with_path(of, params)
+
+    return factors(0), factors(1)
+
+
+def block_names(path: str, depth: int) -> list[str]:
+    """The names of a parameter: its path, or one for each block of a stack of `depth`."""
+    parts = path.split('/')
+    if 'blocks' not in parts:
+        return [path]
+    return ['/'.join(f'block_{i}' if part == 'blocks' else part for part in parts) for i in range(depth)]
+
+
 def _scale_by(scales: Any) -> optax.GradientTransformation:
     return optax.stateless(lambda updates, _: jax.tree.map(lambda u, s: u * s, updates, scales))
 
 
-def _decayed_weights(decay: schedules.Schedule, mask: Any) -> optax.GradientTransformationExtraArgs:
-    """Adds `decay(step)` times the parameters that `mask` selects."""
+def _decayed_weights(decay: schedules.Schedule, factors: Any) -> optax.GradientTransformationExtraArgs:
+    """Adds `decay(step)` times the parameters' factors (False or 0: no decay) times the parameters."""
 
     def update(updates: Any, state: Any, params: Any, *, step: jax.Array, **others: Any) -> tuple[Any, Any]:
         del others
-        factor = decay(step)
-        return jax.tree.map(lambda u, p, on: u + factor * p if on else u, updates, params, mask), state
+        value = decay(step)
+        return jax.tree.map(lambda u, p, f: u + value * f * p if np.any(f) else u, updates, params, factors), state
 
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
@@ -132,16 +192,19 @@ def make_optimizer(
     peak_rate: float | None = None,
     end_rate: float | None = None,
     rate_counts: str | None = None,
+    schedule: str = 'warmup_cosine',
+    micro_batches: int = 1,
     weight_decay: float = 0.05,
     weight_decay_end: float | None = None,
     betas: tuple[float, float] = (0.9, 0.999),
     epsilon: float = 1e-8,
     clip_norm: float | None = None,
     layer_decay: float = 1.0,
+    groups: Mapping[str, Sequence[float]] | None = None,
     decay: Sequence[str] = ('kernel$', '_token$'),
     no_decay: Sequence[str] = ('(bias|scale|_table)$',),
 ) -> Optimizer:
-    """AdamW with the published schedule. The keyword-only arguments are the config's `optim` section.
+    """AdamW with the published schedules. The keyword-only arguments are the config's `optim` section.
 
     Args:
       params: parameters or their abstract shapes.
@@ -156,6 +219,10 @@ def make_optimizer(
       peak_rate: the absolute highest rate.
       end_rate: the absolute final rate.
       rate_counts: what that batch counts, see `rate_batch`; to be stated where a video gives several views.
+      schedule: 'warmup_cosine' (MAE, MVD), or mmcv's, which BEVT uses: 'scaled_cosine', and 'epoch_cosine' that changes
+        from epoch to epoch, see `schedules.scaled_cosine`.
+      micro_batches: of a step in the published run, where mmcv's schedules count them. Belongs to the recipe: another
+        run.accumulate does not change it.
       weight_decay: decoupled decay, multiplied by the rate.
       weight_decay_end: the decay goes there on half a cosine over the whole run, without warm-up; None keeps it
         constant.
@@ -163,6 +230,8 @@ def make_optimizer(
       epsilon: Adam's epsilon.
       clip_norm: clip the global gradient norm to this; None for no clipping.
       layer_decay: layer-wise rate decay; 1 for none.
+      groups: the rate and the decay by parts of parameter names, see `group_factors`; in place of `layer_decay`,
+        `decay` and `no_decay`.
       decay: regexes of the parameters that decay.
       no_decay: regexes of those that do not.
 
@@ -181,19 +250,52 @@ def make_optimizer(
     else:
         assert peak_rate is not None
         peak, end = peak_rate, end_rate or 0.0
-    schedule = schedules.warmup_cosine(peak, end, round(warmup_epochs * steps_per_epoch), total_steps)
+    rate = make_schedule(schedule, peak, end, warmup_epochs, total_steps, steps_per_epoch, micro_batches)
     changing = None
     if weight_decay_end is not None:
         changing = schedules.warmup_cosine(weight_decay, weight_decay_end, 0, total_steps)
+    scales: Any = None
+    if groups is None:
+        decayed = decay_mask(params, decay, no_decay)
+        if layer_decay != 1.0:
+            scales = layer_scales(params, layer_decay, layer_index)
+    elif layer_decay != 1.0:
+        raise UserError('optim: give either groups or layer_decay: both say what rate a parameter has')
+    else:
+        scales, decayed = group_factors(params, groups)
     parts = [
         optax.scale_by_adam(*betas, eps=epsilon),
-        _decayed_weights(changing or (lambda _: jnp.float32(weight_decay)), decay_mask(params, decay, no_decay)),
+        _decayed_weights(changing or (lambda _: jnp.float32(weight_decay)), decayed),
     ]
     if clip_norm is not None:
         parts.insert(0, optax.clip_by_global_norm(clip_norm))
-    if layer_decay != 1.0:
-        parts.append(_scale_by(layer_scales(params, layer_decay, layer_index)))
-    return Optimizer(optax.chain(*parts), schedule, changing)
+    if scales is not None:
+        parts.append(_scale_by(scales))
+    return Optimizer(optax.chain(*parts), rate, changing)
+
+
+def make_schedule(
+    name: str, peak: float, end: float, warmup_epochs: float, steps: int, steps_per_epoch: int, micro_batches: int
+) -> schedules.Schedule:
+    """A schedule over optimizer steps by its name; see `make_optimizer` for the arguments.
+
+    Raises:
+      UserError: an unknown name, `micro_batches` where nothing counts them, or a warm-up longer than the run.
+    """
+    if name not in SCHEDULES:
+        raise UserError(
+            f'optim.schedule must be one of {", ".join(SCHEDULES)}, not {name!r}; {keywords.nearest(name, SCHEDULES)}'
+        )
+    if name == 'warmup_cosine':
+        if micro_batches != 1:
+            raise UserError("optim.micro_batches counts only in the schedules 'scaled_cosine' and 'epoch_cosine'")
+        return schedules.warmup_cosine(peak, end, round(warmup_epochs * steps_per_epoch), steps)
+    if micro_batches < 1:
+        raise UserError(f'optim.micro_batches must be at least 1, not {micro_batches}')
+    epoch = steps_per_epoch * micro_batches
+    by_epoch = epoch if name == 'epoch_cosine' else 0
+    made = schedules.scaled_cosine(peak, end, warmup_epochs * epoch, steps * micro_batches, by_epoch)
+    return schedules.of_micro_batches(made, micro_batches)
 
 
 def apply_rate(updates: Any, rate: jax.Array) -> Any:

@@ -1,5 +1,6 @@
 """Schedules of rate and weight decay as functions of the step, defined past the end, and the linear scaling rule."""
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -40,6 +41,54 @@ def warmup_cosine(peak: float, end: float, warmup_steps: int, total_steps: int) 
         return jnp.where(step < warmup_steps, warm, cosine)
 
     return schedule
+
+
+def scaled_cosine(peak: float, end: float, warmup: float, total: int, epoch: int = 0, start: float = 0.1) -> Schedule:
+    """Half a cosine from the first iteration on, times a linear warm-up: mmcv's rule (golden: bevt/lr_schedule).
+
+    The peak is never reached: the cosine has already gone down when the warm-up ends. Where the cosine moves by epochs,
+    a warm-up that ends between two iterations is noticed only by the next epoch: until then its last value stays.
+
+    Args:
+      peak: value that the cosine starts from.
+      end: value after the last iteration.
+      warmup: iterations that are scaled; may be a fraction, 0 <= warmup < total.
+      total: iterations of the run.
+      epoch: the cosine stays the same for so many iterations; 0: it changes with each.
+      start: factor of the first iteration.
+
+    Raises:
+      UserError: the warm-up does not fit into the run.
+    """
+    if not 0 <= warmup < total:
+        raise UserError(
+            f'a warm-up of {warmup:g} iterations does not fit into a run of {total}: '
+            'shorten optim.warmup_epochs or lengthen the run'
+        )
+
+    def regular(i: jax.Array) -> jax.Array:
+        whole = i // epoch * epoch if epoch else i
+        progress = jnp.clip(whole.astype(jnp.float32) / total, 0.0, 1.0)
+        return end + 0.5 * (peak - end) * (1 + jnp.cos(jnp.pi * progress))
+
+    def warming(i: jax.Array) -> jax.Array:
+        return regular(i) * (1 - (1 - i.astype(jnp.float32) / max(warmup, 1e-9)) * (1 - start))
+
+    def schedule(step: jax.Array | int) -> jax.Array:
+        i = jnp.asarray(step, jnp.int32)
+        value = jnp.where(i < warmup, warming(i), regular(i))
+        last = math.ceil(warmup) - 1
+        if epoch and warmup != math.ceil(warmup):
+            held = (i > last) & (i // epoch == last // epoch)
+            value = jnp.where(held, warming(jnp.asarray(last)), value)
+        return value
+
+    return schedule
+
+
+def of_micro_batches(schedule: Schedule, count: int) -> Schedule:
+    """A schedule over micro-batches as one over steps of `count` of them: the last one's value is what a step takes."""
+    return lambda step: schedule(jnp.asarray(step, jnp.int32) * count + (count - 1))
 
 
 def scaled_rate(base_rate: float, global_batch: int, per: int = 256) -> float:

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.sharding import Mesh
 
 from mvdjax import sharding
@@ -47,10 +48,36 @@ def make_state_function(task: Task, optimizer: Optimizer, ema: bool) -> Any:
     return make
 
 
-def create(task: Task, optimizer: Optimizer, batch: Batch, seed: int, ema: bool, mesh: Mesh) -> TrainState:
-    """A fresh state, born sharded: no parameter is ever whole on a device that keeps a part of it."""
+def initializer(task: Task, optimizer: Optimizer, batch: Batch, ema: bool, mesh: Mesh) -> Any:
+    """The jitted (key, batch) -> TrainState that makes a state in its place: no stack is ever whole on a device."""
     make = make_state_function(task, optimizer, ema)
-    key = named_key(seed, 'init')
-    placement = sharding.tree_sharding(jax.eval_shape(make, key, batch), mesh)
-    abstract = jax.tree.map(lambda x: jnp.zeros((1, *x.shape[1:]), x.dtype), dict(batch))
-    return jax.jit(make, out_shardings=placement)(key, abstract)
+    placement = sharding.tree_sharding(jax.eval_shape(make, jax.random.key(0), batch), mesh)
+    return jax.jit(make, out_shardings=placement)
+
+
+def create(task: Task, optimizer: Optimizer, batch: Batch, seed: int, ema: bool, mesh: Mesh) -> TrainState:
+    """A fresh state, born sharded."""
+    one_row = jax.tree.map(lambda x: jnp.zeros((1, *x.shape[1:]), x.dtype), dict(batch))
+    return initializer(task, optimizer, batch, ema, mesh)(named_key(seed, 'init'), one_row)
+
+
+def average(ema: Any, before: Any, after: Any, decay: float, updates: int = 1) -> Any:
+    """The moving average of the parameters after a step.
+
+    The published BEVT averages after every micro-batch, of which only the last of a step has changed the parameters
+    (golden: bevt/ema): `updates` - 1 times with the parameters from before the step, once with those after it.
+
+    Args:
+      ema: the average so far.
+      before: parameters before the step.
+      after: parameters after it.
+      decay: share of the average that an update keeps.
+      updates: per step.
+
+    Returns:
+      The new average, a tree like `ema`.
+    """
+
+    if updates > 1:
+        ema = optax.incremental_update(before, ema, 1.0 - decay ** (updates - 1))
+    return optax.incremental_update(after, ema, 1.0 - decay)

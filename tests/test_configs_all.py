@@ -42,13 +42,21 @@ def test_it_loads(file, arg):
     config = configs.load(str(ROOT / file) + arg)
     configs.make_task(config)
     run = configs.build(Run, configs.section(config, 'run'), 'run')
-    configs.build(configs.Data, configs.section(config, 'data'), 'data').make()
+    for _, data in data_of(config, run):
+        data.make()
     for name in config.evals:
         eval_set(config, name).make_data().make()
     assert set(run.eval_sets) <= set(config.evals)
     json.dumps(config.to_dict())  # as a checkpoint carries it
     if arg:
         assert run.total_steps(RECORDS) <= 10
+
+
+def data_of(config, run):
+    """(name, data) of the streams of a config, that of its epochs first."""
+    sections = {run.stream: configs.section(config, 'data')}
+    sections |= {name: stream.data for name, stream in configs.side_streams(config).items()}
+    return [(name, configs.build(configs.Data, section, 'data')) for name, section in sections.items()]
 
 
 def sample_of(data, demo_data):
@@ -70,24 +78,29 @@ def stacked(data, sample, records):
 
 
 def abstract(batch):
-    return {n: jax.ShapeDtypeStruct(x.shape, x.dtype) for n, x in batch.items()}
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
+
+
+def of_streams(parts):
+    """What the loop makes of a dict by stream: with one stream there is none."""
+    return parts if len(parts) > 1 else next(iter(parts.values()))
 
 
 @pytest.mark.parametrize('file', FILES)
 def test_the_whole_step_fits_together_at_full_size(file, demo_data):
-    overrides = [
-        f'--config.task.teachers.{name}.checkpoint=random'
-        for name in configs.load(str(ROOT / file)).task.get('teachers', {})
-    ]
-    config = configs.load(str(ROOT / file), overrides)
+    section = configs.load(str(ROOT / file)).task
+    frozen = [f'teachers.{name}' for name in section.get('teachers', {})] + ['tokenizer'] * ('tokenizer' in section)
+    config = configs.load(str(ROOT / file), [f'--config.task.{name}.checkpoint=random' for name in frozen])
     task = configs.make_task(config)
     run = configs.build(Run, configs.section(config, 'run'), 'run')
-    data = configs.build(configs.Data, configs.section(config, 'data'), 'data')
+    parts = data_of(config, run)
+    data = parts[0][1]
     mix = config.task.get('mix')
     group = max(2, mix.group if mix is not None else 1)
     assert run.global_batch % run.accumulate == 0
     assert run.global_batch // run.accumulate * data.make().views % group == 0
-    batch = stacked(data, sample_of(data, demo_data), group * run.accumulate)
+    records = group * run.accumulate
+    batch = of_streams({name: stacked(part, sample_of(part, demo_data), records) for name, part in parts})
     task.check(batch)
     batch = abstract(batch)
 
@@ -96,7 +109,7 @@ def test_the_whole_step_fits_together_at_full_size(file, demo_data):
     make = train_state.make_state_function(task, optimizer, run.ema_decay > 0)
     state = jax.eval_shape(make, jax.random.key(0), batch)
     frozen = jax.eval_shape(task.frozen)
-    views = data.make().views
+    views = of_streams({name: part.make().views for name, part in parts})
     step = make_train_step(
         task, optimizer, seed=run.seed, accumulate=run.accumulate, ema_decay=run.ema_decay, views=views
     )
@@ -134,6 +147,8 @@ def test_the_debug_form_trains_a_step(file, demo_data, tmp_path):
     # One device compiles faster; test_train.py compares it with all of them.
     overrides = ['--config.run.steps=1', '--config.run.epochs=None', '--config.mesh.devices=1']
     overrides += redirected('data', config.data, demo_data)
+    for name, options in config.get('streams', {}).items():
+        overrides += redirected(f'streams.{name}.data', options.data, demo_data)
     for name, options in config.evals.items():
         overrides += redirected(f'evals.{name}.data', options.data, demo_data)
     numbers = train(configs.load(spec, overrides), str(tmp_path))

@@ -13,7 +13,7 @@ import numpy as np
 from mvdjax import checkpoints
 from mvdjax import config as configs
 from mvdjax.console import say
-from mvdjax.convert import families, files, hub, models, rules, writing
+from mvdjax.convert import dalle, families, files, hub, models, rules, writing
 from mvdjax.convert.architecture import Architecture, Given
 from mvdjax.convert.families import AnyFamily, Family
 from mvdjax.convert.layouts import Shape
@@ -224,6 +224,17 @@ def _check_options(args: argparse.Namespace, exports: bool) -> None:
         raise UserError(f'{names}: only for converting {direction}, and {args.source} goes the other way')
 
 
+def _convert_dalle(args: argparse.Namespace, exports: bool) -> str:
+    """The tokenizer, either way: it has neither tokens nor heads nor classes. Returns what to print last."""
+    idle = [name for name in ('input', 'heads', 'decoder_heads', 'config', 'classes', 'ignore') if getattr(args, name)]
+    if idle:
+        names = ', '.join(f'--{name.replace("_", "-")}' for name in idle)
+        raise UserError(f'{names}: not for the family {dalle.NAME}, whose file says all there is to know')
+    if exports:
+        return dalle.export_encoder(args.source, args.destination)
+    return dalle.import_encoder(args.source, args.destination, key=args.key, licence=args.licence)
+
+
 def _is_ours(path: str) -> bool:
     try:
         checkpoints.find_step_folder(path)
@@ -289,7 +300,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         'or 5, as the modules of transformers 5 have them (for load_state_dict)',
     )
     parser.add_argument('--overwrite', action='store_true', help='replace DST')
-    kinds = '\n'.join(f'  {family.name:<22} {family.text}' for family in families.FAMILIES.values())
+    texts = {**{family.name: family.text for family in families.FAMILIES.values()}, dalle.NAME: dalle.TEXT}
+    kinds = '\n'.join(f'  {name:<22} {text}' for name, text in texts.items())
     parser.epilog = f"""families:
 {kinds}
 
@@ -297,7 +309,8 @@ example:
   mvdjax convert mae_pretrain_vit_base.pth runs/mae_in1k_vit_b
   mvdjax convert finetuned.pth runs/k400_vit_b --family=mvd-finetuned --config=configs/finetune/k400_vit_b.py
   mvdjax convert runs/mvd_k400_vit_b_from_b_400 student.pth
-  mvdjax convert runs/videomae_k400_vit_b videomae-base/ --family=hf-videomae"""
+  mvdjax convert runs/videomae_k400_vit_b videomae-base/ --family=hf-videomae
+  mvdjax convert encoder.pkl runs/dalle"""
 
 
 def run(args: argparse.Namespace) -> int:
@@ -307,5 +320,8 @@ def run(args: argparse.Namespace) -> int:
     exports = _is_ours(args.source)
     _check_options(args, exports)
     files.check_target(args.source, args.destination, args.overwrite)
+    if dalle.is_ours(args.source, args.family) if exports else dalle.is_theirs(args.source, args.family):
+        say(_convert_dalle(args, exports))
+        return 0
     say(export_checkpoint(args) if exports else import_checkpoint(args))
     return 0

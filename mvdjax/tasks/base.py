@@ -8,16 +8,24 @@ import jax.numpy as jnp
 import numpy as np
 
 from mvdjax import keywords
-from mvdjax.data.sources import FileList
+from mvdjax.data.schema import FileList
 from mvdjax.errors import UserError
 from mvdjax.metrics import Metrics
+from mvdjax.models.dvae import DalleEncoder
 from mvdjax.models.embed import Grid, token_grid
+from mvdjax.models.layers import NORM_EPSILON
 from mvdjax.models.masked_vit import Decoder
 from mvdjax.models.video_swin import VideoSwin, swin_variant
 from mvdjax.models.vit import IMAGENET_MEAN, IMAGENET_STD, ViT, variant
+from mvdjax.models.vq import VQ
 
 DTYPES = ('float32', 'bfloat16')
-KINDS = {'vit': 'ViT', 'swin': 'Video Swin'}  # of backbones, see `describe`
+KINDS = {  # of models, see `describe`
+    'vit': 'ViT',
+    'swin': 'Video Swin',
+    'vq': 'VQ tokenizer',
+    'dalle': 'DALL-E encoder',
+}
 
 Batch = Mapping[str, Any]  # see data/schema.py
 
@@ -107,8 +115,9 @@ def model_input(video: jax.Array, vit: ViT | VideoSwin) -> jax.Array:
     return normalize(video, vit.mean, vit.std)
 
 
-def _build(module: Callable[..., Any], options: dict[str, Any], fixed: dict[str, Any]) -> Any:
-    """`module(**options, **fixed)`, config spellings of types resolved; a wrong key is a UserError."""
+def build_module(module: Callable[..., Any], config: Mapping[str, Any], **fixed: Any) -> Any:
+    """`module(**config, **fixed)`, config spellings of types resolved; a wrong key is a UserError."""
+    options = dict(config)
     for key in ('patch', 'window'):
         if key in options:
             options[key] = tuple(options[key])
@@ -133,7 +142,7 @@ def build_vit(config: Mapping[str, Any], **fixed: Any) -> ViT:
     options = dict(config)
     if 'variant' in options:
         options = {**variant(options.pop('variant')), **options}
-    vit: ViT = _build(ViT, options, fixed)
+    vit: ViT = build_module(ViT, options, **fixed)
     _check_statistics(vit)
     return vit
 
@@ -147,7 +156,7 @@ def build_swin(config: Mapping[str, Any], **fixed: Any) -> VideoSwin:
     options = dict(config)
     if 'variant' in options:
         options = {**swin_variant(options.pop('variant')), **options}
-    swin: VideoSwin = _build(VideoSwin, options, fixed)
+    swin: VideoSwin = build_module(VideoSwin, options, **fixed)
     _check_statistics(swin)
     return swin
 
@@ -163,44 +172,41 @@ def build_decoder(config: Mapping[str, Any], **fixed: Any) -> Decoder:
     Raises:
       UserError: a key that `Decoder` does not have.
     """
-    return _build(Decoder, dict(config), fixed)
+    return build_module(Decoder, config, **fixed)
 
 
-def describe(vit: ViT | VideoSwin) -> dict[str, Any]:
-    """What decides what a backbone's weights mean, beyond their shapes: it travels in a checkpoint's meta."""
-    if isinstance(vit, VideoSwin):
-        statistics = {'mean': list(vit.mean), 'std': list(vit.std)}
-        return {'kind': 'swin', 'patch': list(vit.patch), 'corrected': vit.corrected, **statistics}
-    return {
-        'patch': list(vit.patch),
-        'pos_embed': vit.pos_embed,
-        'cls_token': vit.cls_token,
-        'qkv_bias': vit.qkv_bias,
-        'mean': list(vit.mean),
-        'std': list(vit.std),
-    }
+KIND_OF: dict[type, str] = {VideoSwin: 'swin', VQ: 'vq', DalleEncoder: 'dalle'}
+DESCRIBED = ('patch', 'pos_embed', 'cls_token', 'qkv_bias', 'corrected', 'norm_epsilon', 'mean', 'std')
 
 
-def check_backbone(meta: Mapping[str, Any], vit: ViT | VideoSwin, what: str, path: str) -> None:
+def describe(model: Any) -> dict[str, Any]:
+    """What decides what a model's weights mean, beyond their shapes: it travels in a checkpoint's meta."""
+    found = {name: getattr(model, name) for name in DESCRIBED if hasattr(model, name)}
+    found = {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
+    return found if isinstance(model, ViT) else {'kind': KIND_OF[type(model)], **found}
+
+
+def check_backbone(meta: Mapping[str, Any], model: Any, what: str, path: str) -> None:
     """Raises UserError if weights would be read with another meaning than they were trained with.
 
     Args:
       meta: of the checkpoint the weights come from.
-      vit: the model they go to.
+      model: the module they go to.
       what: its name for the message.
       path: of the checkpoint.
     """
-    # Checkpoints from before there was a choice of pixel statistics do not state them.
-    theirs = {'mean': list(IMAGENET_MEAN), 'std': list(IMAGENET_STD), **meta['backbone']}
-    mine = describe(vit)
+    # Checkpoints from before there was a choice of pixel statistics or of the epsilon do not state them.
+    defaults = {'mean': list(IMAGENET_MEAN), 'std': list(IMAGENET_STD), 'norm_epsilon': NORM_EPSILON}
+    theirs = {**defaults, **meta['backbone']}
+    mine = describe(model)
     kinds = [KINDS[description.get('kind', 'vit')] for description in (theirs, mine)]
     if kinds[0] != kinds[1]:
         raise UserError(f'{path} is a {kinds[0]}, the {what} here is a {kinds[1]}')
-    if isinstance(vit, VideoSwin):
+    if isinstance(model, VideoSwin):
         # What `corrected` changes, only inputs of other sizes than a network was trained for can show. A kernel's shape
         # says the frames of its patches, and an image's, which has one, is inflated for clips.
         mine, theirs = ({'mean': d['mean'], 'std': d['std'], 'patch': d['patch'][1:]} for d in (mine, theirs))
-    wrong = [f'{key} {theirs[key]!r} (here {mine[key]!r})' for key in mine if theirs[key] != mine[key]]
+    wrong = [f'{key} {theirs.get(key)!r} (here {mine[key]!r})' for key in mine if theirs.get(key) != mine[key]]
     if wrong:
         raise UserError(f'{path} was trained with {", ".join(wrong)}: give the {what} section the same')
 

@@ -8,12 +8,14 @@ import jax
 import jax.numpy as jnp
 
 from mvdjax import flops, keywords, losses
-from mvdjax.data.sources import FileList
+from mvdjax.data.schema import FileList
 from mvdjax.errors import UserError
 from mvdjax.evaluation.multiview import TopK
 from mvdjax.metrics import Metrics, weighted
-from mvdjax.models.vit import Classifier, ViT
-from mvdjax.tasks.base import Batch, build_vit, model_input, vit_layer_index
+from mvdjax.models.bevt import SwinClassifier
+from mvdjax.models.vit import Classifier
+from mvdjax.tasks.backbones import Backbone, build_classifier, layer_index
+from mvdjax.tasks.base import Batch, model_input
 from mvdjax.tasks.mixup import Mix, mix
 
 
@@ -40,10 +42,11 @@ class Task:
     """Classify clips.
 
     Attributes:
-      model: section of `models.vit.ViT` (its final norm is always off: the head has its own).
+      model: section of the encoder, see `backbones.build_backbone` (a ViT's final norm is always off: its head has
+        its own).
       num_classes: outputs.
       dropout: before the head.
-      head_scale: factor on the head's initial weights.
+      head_scale: factor on the initial weights of a ViT's head, MVD's if None. A Swin's has none.
       label_smoothing: mass spread evenly over all classes, in [0, 1).
       mix: section of `mixup.Mix`, or None for no mixing.
     """
@@ -51,7 +54,7 @@ class Task:
     model: Mapping[str, Any]
     num_classes: int
     dropout: float = 0.0
-    head_scale: float = 0.001
+    head_scale: float | None = None
     label_smoothing: float = 0.1
     mix: Mapping[str, Any] | None = None
 
@@ -72,10 +75,9 @@ class Task:
     def _mix(self) -> Mix | None:
         return None if self.mix is None else keywords.build(Mix, self.mix, 'config.task.mix')
 
-    def classifier(self) -> Classifier:
+    def classifier(self) -> Classifier | SwinClassifier:
         """The Linen module."""
-        backbone = build_vit({**self.model, 'final_norm': False})
-        return Classifier(backbone, self.num_classes, self.dropout, self.head_scale)
+        return build_classifier(self.model, self.num_classes, self.dropout, self.head_scale)
 
     def check(self, batch: Batch) -> None:
         """Nothing: `check_files` has seen every label."""
@@ -101,7 +103,7 @@ class Task:
                 f'{files.path} has {len(files.class_names)} class names, task.num_classes is {self.num_classes}'
             )
 
-    def backbone(self) -> ViT:
+    def backbone(self) -> Backbone:
         """The encoder."""
         return self.classifier().backbone
 
@@ -155,5 +157,5 @@ class Task:
         return {'accuracy': TopK((1, min(5, self.num_classes)) if self.num_classes > 1 else (1,))}
 
     def layer_index(self, path: str, depth: int) -> Any:
-        """See `base.vit_layer_index`."""
-        return vit_layer_index(path, depth)
+        """See `backbones.layer_index`."""
+        return layer_index(self.backbone(), path, depth)
