@@ -66,34 +66,37 @@ def joined(micro):
     return jax.tree.map(lambda *rows: np.stack(rows, 1).reshape(-1, *rows[0].shape[1:]), *micro)
 
 
+def adamw(case, params, task, groups):
+    """The case's AdamW with its constant rate, made the way the config section makes it."""
+    options = case['optimizer']
+    return optimizers.make_optimizer(
+        params,
+        task.layer_index,
+        global_batch=8,
+        views=1,
+        total_steps=10,
+        steps_per_epoch=5,
+        warmup_epochs=0,
+        peak_rate=options['lr'],
+        end_rate=options['lr'],
+        weight_decay=options['weight_decay'],
+        betas=tuple(options['betas']),
+        epsilon=options['eps'],
+        clip_norm=options['clip'],
+        groups=groups,
+    )
+
+
 class Steps:
     """The optimizer steps of a case: what each reported, the first gradients, the parameters after the last."""
 
     def __init__(self, case, task, params, frozen, micro_batch, views, groups):
-        options = case['optimizer']
-        optimizer = optimizers.make_optimizer(
-            params,
-            task.layer_index,
-            global_batch=8,
-            views=1,
-            total_steps=10,
-            steps_per_epoch=5,
-            warmup_epochs=0,
-            peak_rate=options['lr'],
-            end_rate=options['lr'],
-            weight_decay=options['weight_decay'],
-            betas=tuple(options['betas']),
-            epsilon=options['eps'],
-            clip_norm=options['clip'],
-            groups=groups,
-        )
-        each = options['update_interval']
-        step = make_train_step(task, recording(optimizer), seed=0, accumulate=each, ema_decay=0.0, views=views)
+        optimizer, each = recording(adamw(case, params, task, groups)), case['optimizer']['update_interval']
+        step = make_train_step(task, optimizer, seed=0, accumulate=each, ema_decay=0.0, views=views)
         step, zero = quick_jit(step), jnp.zeros((), jnp.int32)
-        init = quick_jit(recording(optimizer).transform.init)
-        state = train_state.TrainState(zero, zero, params, init(params), None)
+        state = train_state.TrainState(zero, zero, params, quick_jit(optimizer.transform.init)(params), None)
         self.values, self.wanted = [], []
-        for number in range(options['steps']):
+        for number in range(case['optimizer']['steps']):
             batch = joined([micro_batch(number * each + k) for k in range(each)])
             state, found = step(state, frozen, batch)
             self.values.append(metrics.means(jax.device_get(found)))
@@ -105,9 +108,9 @@ class Steps:
         self.after = state.params
 
 
-def check_gradients(found, case, name, own=lambda n: True):
+def check_gradients(found, case, name, chosen=lambda n: True):
     """Norms and first values of every gradient that is not rounding noise."""
-    real = {n: found[n] for n, want in case['grads'].items() if own(n) and want['norm'] > 1e-5}
+    real = {n: found[n] for n, want in case['grads'].items() if chosen(n) and want['norm'] > 1e-5}
     norms = [np.linalg.norm(array.astype(np.float64)) for array in real.values()]
     assert_close(norms, [case['grads'][n]['norm'] for n in real], name, 'gradients, norms', rtol=GRADIENT)
     heads = [array.reshape(-1)[:4] for array in real.values()]
@@ -115,11 +118,11 @@ def check_gradients(found, case, name, own=lambda n: True):
     assert_close(np.concatenate(heads), np.concatenate(wanted), name, 'gradients, first values', rtol=2e-3, atol=2e-6)
 
 
-def check_after(found, case, name, own=lambda n: True):
+def check_after(found, case, name, chosen=lambda n: True):
     """Norms of every parameter; of a qkv bias without its third for the keys, whose gradient is rounding noise."""
     norms, wanted = [], []
     for n, want in case['params_after'].items():
-        if own(n):
+        if chosen(n):
             array = found[n].astype(np.float64)
             if n.endswith(QKV_BIAS):
                 query, _, value = np.split(array, 3)
@@ -129,14 +132,14 @@ def check_after(found, case, name, own=lambda n: True):
     assert_close(norms, wanted, name, 'parameters after, norms', rtol=2e-5)
 
 
-def check_groups(case, params, kind, groups, own=lambda n: True):
+def check_groups(case, params, kind, groups, chosen=lambda n: True):
     """Rate and decay of every parameter."""
-    shapes = {n: s for n, s in case['shapes'].items() if own(n)}
+    shapes = {n: s for n, s in case['shapes'].items() if chosen(n)}
     factors = optimizers.group_factors(params, groups)
     full = [jax.tree.map(lambda leaf, f: np.broadcast_to(f, leaf.shape), params, tree) for tree in factors]
     rates, decays = ({n: np.unique(x) for n, x in to_torch(kind, tree, shapes).items()} for tree in full)
     for n, group in case['param_groups'].items():
-        if own(n):
+        if chosen(n):
             rate = np.float32(case['optimizer']['lr']) * rates[n]
             np.testing.assert_allclose(rate, [group['lr']], rtol=1e-6, err_msg=n)
             decay = np.float32(case['optimizer']['weight_decay']) * decays[n]
@@ -144,7 +147,7 @@ def check_groups(case, params, kind, groups, own=lambda n: True):
 
 
 class Pretraining:
-    """One case of both streams."""
+    """A case of both streams: its task, weights and micro-batches."""
 
     def __init__(self, name):
         self.name, self.case = name, golden(name)
@@ -162,20 +165,13 @@ class Pretraining:
         weights = {n: weight(n, s) for n, s in case['shapes'].items()}
         tokenizer = {n: w for n, w in weights.items() if n.startswith(VAE)}
         assert len(tokenizer) == case['vae_in_optimizer']
-        self.frozen = {'tokenizer': encoder_params(tokenizer, jax.eval_shape(self.task.frozen)['tokenizer'])}
-        self.shapes = {n: s for n, s in case['shapes'].items() if self.own(n)}
+        expected = self.task.abstract_frozen(self.batch(0))['tokenizer']
+        self.frozen = {'tokenizer': encoder_params(tokenizer, expected)}
+        self.shapes = {n: s for n, s in case['shapes'].items() if own(n)}
         self.task.check(self.batch(0))
         abstract = train_state.abstract_params(self.task, self.batch(0))
         self.params = to_ours('bevt', {n: weights[n] for n in self.shapes}, abstract)
-        views = {'video': 1, 'image': 1}
-        self.steps = Steps(
-            case, self.task, self.params, self.frozen, self.batch, views, groups_of('bevt/k400_swin_b', abstract)
-        )
-
-    @staticmethod
-    def own(name):
-        """The published optimizer holds the tokenizer too, which gets no gradient and never changes."""
-        return not name.startswith(VAE)
+        self.groups = groups_of('bevt/k400_swin_b', abstract)
 
     def batch(self, number):
         case = self.case
@@ -196,83 +192,117 @@ class Pretraining:
         }
 
 
-@pytest.fixture(scope='module', params=['bevt/pretrain_tiny', 'bevt/pretrain_tiny_accumulate'])
-def pretraining(request):
-    return Pretraining(request.param)
+def own(name):
+    """Whether a parameter is trained: the published optimizer holds the tokenizer too, which never changes."""
+    return not name.startswith(VAE)
 
 
-def test_pretraining_scores_labels_and_masks(pretraining):
-    task, name, arrays = pretraining.task, pretraining.name, pretraining.arrays
-    tokenizer = task.make_tokenizer()
+class Streams:
+    """The streams of a case each by itself, and the optimizer steps made of the sums of their gradients."""
 
-    def forward(params, frozen, batch):
-        scores = {stream: task.scores(params, stream, part, {}, True) for stream, part in batch.items()}
-        tokens = {stream: tokenizer.tokens(frozen['tokenizer'], part['token_video']) for stream, part in batch.items()}
-        return scores, tokens
+    def __init__(self, case):
+        self.case = case
+        self.runs = {stream: quick_jit(functools.partial(self.gradient, stream)) for stream in ('video', 'image')}
+        self.first = {stream: self.run(stream, case.params, case.batch(0)) for stream in self.runs}
+        optimizer = adamw(case.case, case.params, case.task, case.groups)
+        update = quick_jit(
+            lambda grads, state, params, step: optimizer.transform.update(grads, state, params, step=step)
+        )
+        self.losses, self.norms = [], []
+        params, state = case.params, optimizer.transform.init(case.params)
+        for step in range(case.case['optimizer']['steps']):
+            found = (
+                [self.run(stream, params, case.batch(step)) for stream in self.runs] if step else self.first.values()
+            )
+            grads = jax.tree.map(lambda a, b: a + b, *(gradients for gradients, _ in found))
+            self.losses.append(
+                {name: float(total / count) for _, (values, _) in found for name, (total, count) in values.items()}
+            )
+            self.norms.append(np.sqrt(sum(np.sum(np.square(x, dtype=np.float64)) for x in jax.tree.leaves(grads))))
+            directions, state = update(grads, state, params, step)
+            rate = optimizer.schedule(step)
+            params = jax.tree.map(lambda p, d, rate=rate: np.asarray(p - rate * d), params, directions)
+            if not step:
+                self.grads = grads
+        self.after = params
 
-    scores, tokens = quick_jit(forward)(pretraining.params, pretraining.frozen, pretraining.batch(0))
-    for stream in ('video', 'image'):
-        assert_array(scores[stream][0], name, f'scores_{stream}', **FORWARD)
-        np.testing.assert_array_equal(tokens[stream].reshape(-1), arrays[f'tokens_{stream}'].reshape(-1))
-    hidden = np.asarray(scores['video'][1])
-    np.testing.assert_array_equal(hidden.reshape(-1), arrays['video_output_mask_0'].reshape(-1))
-    assert hidden.sum() == pretraining.case['first']['masked_video']
-    assert scores['image'][1].sum() == pretraining.case['first']['masked_image']
-
-
-def test_pretraining_losses_of_every_step(pretraining):
-    case, steps = pretraining.case, pretraining.steps
-    found = [step['loss'] for step in steps.values]
-    assert_close(found, [want['loss'] for want in steps.wanted], pretraining.name, 'losses of every step', **LOSS)
-    for stream, theirs, factor in (('video', '3d', 'loss_weight_3d'), ('image', '2d', 'loss_weight_2d')):
-        # Equal counts of hidden places would make these the same; with accumulation ours counts places, not micro-batches.
-        if case['optimizer']['update_interval'] == 1:
-            losses = [case[factor] * step[f'loss_{stream}'] for step in steps.values]
-            wanted = [want[f'loss_cls_{theirs}'] for want in steps.wanted]
-            assert_close(losses, wanted, pretraining.name, f'{stream} losses', **LOSS)
-            accuracies = [step[f'accuracy_{stream}'] for step in steps.values]
-            np.testing.assert_allclose(accuracies, [want[f'mask_acc_{theirs}'] for want in steps.wanted], rtol=1e-6)
-
-
-def test_pretraining_gradients(pretraining):
-    case, steps = pretraining.case, pretraining.steps
-    norms = [step['grad_norm'] for step in steps.values]
-    assert_close(norms, case['grad_norms'], pretraining.name, 'gradient norms', rtol=GRADIENT)
-    assert min(norms) > case['optimizer']['clip']  # it clips
-    if case['optimizer']['update_interval'] == 1:  # those of the case are of the first micro-batch
-        found = to_torch('bevt', steps.grads, pretraining.shapes)
-        check_gradients(found, case, pretraining.name, pretraining.own)
-
-
-def test_pretraining_gradients_of_one_stream_reach_only_its_own_layers(pretraining):
-    task, case = pretraining.task, pretraining.case
-    if case['optimizer']['update_interval'] > 1:
-        pytest.skip('the same model')
-
-    def gradient(params, frozen, part, stream):
+    def gradient(self, stream, params, frozen, part):
+        """(gradients, (metrics, (scores, hidden places, tokens))) of one stream of a batch."""
+        task = self.case.task
         alone = bevt.Task(task.model, task.tokenizer, {stream: task.weights[stream]})
-        return jax.grad(lambda p: alone.loss(p, frozen, part, {}, True)[0])(params)
 
-    batch = pretraining.batch(0)
-    for stream, other in (('video', 'image'), ('image', 'video')):
-        run = quick_jit(functools.partial(gradient, stream=stream))
-        found = to_torch('bevt', run(pretraining.params, pretraining.frozen, batch[stream]), pretraining.shapes)
+        def loss(params):
+            total, values = alone.loss(params, frozen, part, {}, True)
+            tokens = task.make_tokenizer().tokens(frozen['tokenizer'], part['token_video'])
+            return total, (values, (*alone.scores(params, stream, part, {}, True), tokens))
+
+        return jax.grad(loss, has_aux=True)(params)
+
+    def run(self, stream, params, batch):
+        return self.runs[stream](params, self.case.frozen, batch[stream])
+
+
+@pytest.fixture(scope='module')
+def streams():
+    return Streams(Pretraining('bevt/pretrain_tiny'))
+
+
+def test_pretraining_scores_labels_and_masks(streams):
+    name, arrays, first = streams.case.name, streams.case.arrays, streams.case.case['first']
+    for stream in ('video', 'image'):
+        _, (_, (scores, hidden, tokens)) = streams.first[stream]
+        assert_array(scores, name, f'scores_{stream}', **FORWARD)
+        np.testing.assert_array_equal(tokens.reshape(-1), arrays[f'tokens_{stream}'].reshape(-1))
+        assert hidden.sum() == first[f'masked_{stream}']
+        if stream == 'video':
+            np.testing.assert_array_equal(hidden.reshape(-1), arrays['video_output_mask_0'].reshape(-1))
+
+
+def test_pretraining_losses_and_accuracies_of_every_step(streams):
+    case, name = streams.case.case, streams.case.name
+    for stream, theirs in (('video', '3d'), ('image', '2d')):
+        losses = [case[f'loss_weight_{theirs}'] * step[f'loss_{stream}'] for step in streams.losses]
+        wanted = [want[f'loss_cls_{theirs}'] for want in case['micro_steps']]
+        assert_close(losses, wanted, name, f'{stream} losses of every step', **LOSS)
+        accuracies = [step[f'accuracy_{stream}'] for step in streams.losses]
+        np.testing.assert_allclose(accuracies, [want[f'mask_acc_{theirs}'] for want in case['micro_steps']], rtol=1e-6)
+
+
+def test_pretraining_gradients_together_and_of_each_stream(streams):
+    case, name, shapes = streams.case.case, streams.case.name, streams.case.shapes
+    assert_close(streams.norms, case['grad_norms'], name, 'gradient norms', rtol=GRADIENT)
+    assert min(streams.norms) > case['optimizer']['clip']  # it clips
+    check_gradients(to_torch('bevt', jax.device_get(streams.grads), shapes), case, name, own)
+    for stream in ('video', 'image'):
+        found = to_torch('bevt', jax.device_get(streams.first[stream][0]), shapes)
         norms = case[f'grads_{stream}_loss_only']['norms']
         for n, array in found.items():
-            if n not in norms:
+            if n not in norms:  # the other stream's embedding and joining layers
                 assert not array.any(), n
             elif norms[n] > 1e-5:
                 np.testing.assert_allclose(np.linalg.norm(array), norms[n], rtol=GRADIENT, err_msg=n)
-        assert {n for n in found if n not in norms} == {
-            n for n in case[f'grads_{other}_loss_only']['norms'] if n not in norms
-        }
 
 
-def test_pretraining_groups_and_parameters_after_the_steps(pretraining):
-    case, steps = pretraining.case, pretraining.steps
-    groups = groups_of('bevt/k400_swin_b', pretraining.params)
-    check_groups(case, pretraining.params, 'bevt', groups, pretraining.own)
-    check_after(to_torch('bevt', steps.after, pretraining.shapes), case, pretraining.name, pretraining.own)
+def test_pretraining_groups_and_parameters_after_the_steps(streams):
+    case = streams.case
+    check_groups(case.case, case.params, 'bevt', case.groups, own)
+    check_after(to_torch('bevt', streams.after, case.shapes), case.case, case.name, own)
+
+
+def test_pretraining_steps_of_two_micro_batches():
+    """The step function of the loop, with both streams in a batch and weights that differ."""
+    pretraining = Pretraining('bevt/pretrain_tiny_accumulate')
+    case, name = pretraining.case, pretraining.name
+    views = {'video': 1, 'image': 1}
+    steps = Steps(
+        case, pretraining.task, pretraining.params, pretraining.frozen, pretraining.batch, views, pretraining.groups
+    )
+    losses = [step['loss'] for step in steps.values]
+    assert_close(losses, [want['loss'] for want in steps.wanted], name, 'losses of every step', **LOSS)
+    norms = [step['grad_norm'] for step in steps.values]
+    assert_close(norms, case['grad_norms'], name, 'gradient norms', rtol=GRADIENT)
+    check_groups(case, pretraining.params, 'bevt', pretraining.groups, own)
+    check_after(to_torch('bevt', steps.after, pretraining.shapes), case, name, own)
 
 
 class Finetuning:

@@ -25,8 +25,8 @@ from mvdjax.models.embed import Grid, patchify, token_grid, unpatchify
 from mvdjax.tasks import mae
 from mvdjax.tasks.base import build_vit
 
-# Task -> the section of its model, which has the patch size that the masks are for.
-MASKED_TASKS = {'mae': 'encoder', 'mvd': 'student'}
+# Task -> the section of its model, which has the patch size that the masks are for; None: the data's own have one.
+MASKED_TASKS = {'mae': 'encoder', 'mvd': 'student', 'bevt': None}
 IMAGES = 8  # images shown side by side
 SAMPLE_SEED = 0  # the same samples and masks in every report of a run
 
@@ -97,7 +97,9 @@ def read_samples(run: TrainedRun) -> MaskedSamples:
     if drawn[0]['video'].shape[0] == 1:
         drawn += [samples(number) for number in range(1, IMAGES)]
     batch = {name: np.stack([sample[name] for sample in drawn]) for name in drawn[0] if name != SUBSTITUTED}
-    patch = build_vit(configs.section(config, 'task')[MASKED_TASKS[run.task]]).patch
+    section = MASKED_TASKS[run.task]
+    stated = build_vit(configs.section(config, 'task')[section]).patch if section else tuple(data.options['patch'])
+    patch: Grid = (stated[0], stated[1], stated[2])
     grid = token_grid(batch['video'].shape, patch)
     if batch['mask'].shape[1:] != (int(np.prod(grid)),):
         raise UserError(f'the data of {run.workdir} make masks for other patches than {patch}')
@@ -180,6 +182,9 @@ def _statistics(target: str, patches: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return mean, np.sqrt(patches.var(axis=axes, ddof=1, keepdims=True) + inside) + outside
 
 
-def rate_of(mask: Mapping[str, Any]) -> str:
-    """A mask section for people: 'tube mask, 75 %'."""
-    return f'{mask["kind"].replace("_", " ")} mask, {100 * mask["ratio"]:g} % hidden'
+def rate_of(config: Mapping[str, Any]) -> str:
+    """The masks of a run for people: 'tube mask, 75 % hidden', or of blocks 'at most 98 places of a slot hidden'."""
+    if 'mask' in config['task']:
+        mask = config['task']['mask']
+        return f'{mask["kind"].replace("_", " ")} mask, {100 * mask["ratio"]:g} % hidden'
+    return f'block mask, at most {config["data"]["options"]["masked"]} places of a slot hidden'

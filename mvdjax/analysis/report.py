@@ -61,7 +61,7 @@ def _draw_clip(run: TrainedRun, path: str) -> None:
     samples = read_samples(run)
     found = reconstruct(run, samples) if run.task == 'mae' else None
     what = 'a training clip' if len(samples.video) == 1 else 'training images'
-    parts = [run.task, f'step {run.meta["step"]}', what, rate_of(run.meta['config']['task']['mask'])]
+    parts = [run.task, f'step {run.meta["step"]}', what, rate_of(run.meta['config'])]
     if found:
         flat = ' (flat patches score 1)' if found.normalized else ''
         parts.append(f'loss on the hidden patches {found.loss:.4f}{flat}')
