@@ -1,13 +1,10 @@
-"""The quickstart: the whole pipeline on the demo data with tiny models, as the commands a user would type.
+"""The quickstart: a whole pipeline on the demo data with tiny models, as the commands a user would type.
 
-Run by launch/quickstart.sh. It writes the data, trains both teachers, distils a student from them, fine-tunes three
-initialisations on two label sets with one recipe, tests them, draws the pictures and prints the table.
+Run by launch/quickstart.sh. It writes the data, pretrains by a published method (`quickstart_jobs.METHODS`), fine-tunes
+three initialisations on two label sets with one recipe, tests them, draws the pictures and prints the table.
 """
 
 import argparse
-import dataclasses
-import hashlib
-import itertools
 import json
 import os
 import shutil
@@ -19,11 +16,10 @@ from collections.abc import Sequence
 
 import psutil
 
-from mvdjax import __version__
 from mvdjax.errors import UserError
+from mvdjax.quickstart_jobs import LABELS, METHODS, Job, Method, make_jobs
 
-LABELS = ('motion', 'appearance')
-ROWS = {'scratch': '', 'videomae': 'video_teacher', 'mvd': 'student'}  # row of the table -> where its weights start
+CHANCE = {'motion': 12.5, 'appearance': 12.5}  # eight classes each, evenly filled
 # glibc gives XLA's buffers back to the kernel after every step and faults them in again: a quarter of the time of a
 # training step on a CPU (docs/benchmarks.md). Other C libraries ignore these.
 KEEP_MEMORY = {
@@ -31,91 +27,6 @@ KEEP_MEMORY = {
     'MALLOC_MMAP_THRESHOLD_': str(2**32),
     'MALLOC_TRIM_THRESHOLD_': str(2**32),
 }
-CHANCE = {'motion': 12.5, 'appearance': 12.5}  # eight classes each, evenly filled
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """Commands run one after the other, once the jobs it needs are done; `alone`, on every core with no job beside."""
-
-    name: str
-    needs: tuple[str, ...]
-    commands: tuple[tuple[str, ...], ...]
-    alone: bool = False
-
-    def key(self) -> str:
-        """Changes whenever the commands, a config file that they name, or the version of the project does."""
-        parts = [__version__, json.dumps(self.commands)]
-        for argument in itertools.chain(*self.commands):
-            path = argument.removeprefix('--config=').split(':')[0]
-            if argument.startswith('--config=') and os.path.isfile(path):
-                with open(path, encoding='utf-8') as file:
-                    parts.append(file.read())
-        return hashlib.sha256('\n'.join(parts).encode()).hexdigest()
-
-    def workdirs(self) -> list[str]:
-        """Folders that the training commands write."""
-        found = itertools.chain(*self.commands)
-        return [a.removeprefix('--workdir=') for a in found if a.startswith('--workdir=')]
-
-    def has_output(self) -> bool:
-        """Whether those folders are still there."""
-        return all(os.path.isdir(folder) for folder in self.workdirs())
-
-
-def make_jobs(output: str, seed: int) -> list[Job]:
-    """The pipeline, in an order that may be run from top to bottom."""
-    data, runs = f'{output}/data', f'{output}/runs'
-
-    def paths(recipe: str, *files: str) -> tuple[str, ...]:
-        return (f'--config=configs/{recipe}/demo_nano.py', *files, f'--config.run.seed={seed}')
-
-    def train(name: str, *arguments: str) -> tuple[str, ...]:
-        return ('train', *arguments, f'--workdir={runs}/{name}')
-
-    jobs = [
-        Job('data', (), (('data', 'demo', f'--output={data}'),), alone=True),
-        Job(
-            'video_teacher',
-            ('data',),
-            (train('video_teacher', *paths('videomae', f'--config.data.files={data}/pretrain.txt')),),
-        ),
-        Job(
-            'image_teacher',
-            ('data',),
-            (train('image_teacher', *paths('mae', f'--config.data.files={data}/images.txt')),),
-        ),
-        Job(
-            'student',
-            ('image_teacher', 'video_teacher'),
-            (
-                train(
-                    'student',
-                    *paths('mvd', f'--config.data.files={data}/pretrain.txt'),
-                    f'--config.task.teachers.image.checkpoint={runs}/image_teacher',
-                    f'--config.task.teachers.video.checkpoint={runs}/video_teacher',
-                ),
-            ),
-        ),
-    ]
-    for row, source in ROWS.items():
-        for labels in LABELS:
-            name = f'{row}_{labels}'
-            config = (
-                f'--config=configs/finetune/demo_nano.py:{labels}',
-                f'--config.data.files={data}/{labels}_train.txt',
-                f'--config.data.class_file={data}/{labels}_classes.txt',
-                f'--config.evals.test.data.files={data}/{labels}_test.txt',
-                f'--config.evals.test.data.class_file={data}/{labels}_classes.txt',
-                f'--config.run.seed={seed}',
-                f'--config.init.checkpoint={runs}/{source}' if source else '--config.init.checkpoint=',
-            )
-            commands = (train(name, *config), ('evaluate', *config, f'--checkpoint={runs}/{name}'))
-            jobs.append(Job(name, (source or 'data',), commands))
-    everything = tuple(f'{runs}/{job.name}' for job in jobs if job.name != 'data')
-    report = ('report', *everything, f'--output={output}/report')
-    jobs.append(Job('report', tuple(job.name for job in jobs), (report,), alone=True))
-    return jobs
 
 
 class Runner:
@@ -250,52 +161,56 @@ class Runner:
             self.peak_rss = max(self.peak_rss, total)
 
 
-def read_rows(output: str) -> list[dict]:
+def read_rows(output: str, method: Method) -> list[dict]:
     """The rows of the table from the results of the tests: {'name', 'motion', 'appearance'}, top-1 in percent."""
     rows = []
-    for name in ROWS:
+    for name in method.rows:
         row: dict = {'name': name}
         for labels in LABELS:
-            with open(f'{output}/runs/{name}_{labels}/results.json', encoding='utf-8') as file:
+            with open(f'{output}/runs/{method.run(name, labels)}/results.json', encoding='utf-8') as file:
                 row[labels] = json.load(file)['top1']
         rows.append(row)
     return rows
 
 
-def format_table(rows: Sequence[dict]) -> str:
+def format_table(rows: Sequence[dict], method: Method) -> str:
     """The table that the quickstart prints."""
-    says = {
-        'scratch': 'trained from scratch',
-        'videomae': 'fine-tuned from the video teacher',
-        'mvd': 'fine-tuned from the MVD student',
-    }
-    lines = [f'{"top-1, % of the test videos":<36}{"motion":>10}{"appearance":>12}']
-    lines += [f'{says[row["name"]]:<36}{row["motion"]:>10.1f}{row["appearance"]:>12.1f}' for row in rows]
-    lines.append(f'{"chance":<36}{CHANCE["motion"]:>10.1f}{CHANCE["appearance"]:>12.1f}')
+    says = {name: row.text for name, row in method.rows.items()}
+    width = max(36, *(len(text) + 2 for text in says.values()))
+    lines = [f'{"top-1, % of the test videos":<{width}}{"motion":>10}{"appearance":>12}']
+    lines += [f'{says[row["name"]]:<{width}}{row["motion"]:>10.1f}{row["appearance"]:>12.1f}' for row in rows]
+    lines.append(f'{"chance":<{width}}{CHANCE["motion"]:>10.1f}{CHANCE["appearance"]:>12.1f}')
     return '\n'.join(lines)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the quickstart. Returns the exit code."""
     parser = argparse.ArgumentParser(prog='python -m mvdjax.quickstart', description=__doc__)
+    parser.add_argument('--method', choices=METHODS, default='mvd', help='how to pretrain (default: mvd)')
     parser.add_argument('--output', default='quickstart', help='folder for everything (default: quickstart)')
     parser.add_argument('--seed', type=int, default=0, help='of every training run (default: 0)')
     parser.add_argument('--started', type=float, default=time.time(), help='UNIX time that the total is counted from')
+    parser.epilog = """example:
+  python -m mvdjax.quickstart --method=bevt --output=quickstart
+
+Several methods, and several calls, may share a folder: what is done is not done again, and the data are the same."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     args = parser.parse_args(argv)
+    method = METHODS[args.method]
     runner = Runner(args.output)
     try:
-        runner.run(make_jobs(args.output, args.seed))
+        runner.run(make_jobs(args.output, args.seed, args.method))
     except UserError as error:
         print(error, file=sys.stderr)
         return 1
-    rows = read_rows(args.output)
+    rows = read_rows(args.output, method)
     seconds = round(time.time() - args.started, 1)
     summary = {'rows': rows, 'chance': CHANCE, 'seconds': seconds, 'peak_rss_bytes': runner.peak_rss}
-    with open(os.path.join(args.output, 'summary.json'), 'w', encoding='utf-8') as file:
+    with open(os.path.join(args.output, f'summary{method.suffix}.json'), 'w', encoding='utf-8') as file:
         json.dump(summary, file, indent=1)
-    print(f'\n{format_table(rows)}\n')
+    print(f'\n{format_table(rows, method)}\n')
     print(f'{seconds:.0f} s in all, at most {runner.peak_rss / 2**30:.1f} GiB of memory')
-    print(f'pictures and curves: {args.output}/report/report.html; everything else in {args.output}/')
+    print(f'pictures and curves: {args.output}/report{method.suffix}/report.html; everything else in {args.output}/')
     return 0
 
 

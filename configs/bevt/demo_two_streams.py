@@ -19,10 +19,10 @@ def get_config(arg: str = '') -> ConfigDict:
     c.data = clips()
     c.streams = {'image': {'data': images(), 'batch': 8}}
     c.evals = {}
-    c.optim = {'peak_rate': 1e-3, 'end_rate': 1e-5, 'warmup_epochs': 0.5, 'betas': (0.9, 0.98), 'clip_norm': 3.0}
+    c.optim = {'peak_rate': 1.5e-3, 'end_rate': 1.5e-5, 'warmup_epochs': 0.5, 'betas': (0.9, 0.98), 'clip_norm': 3.0}
     c.init = {
         'checkpoint': '' if debug else 'quickstart/runs/image_stream',
-        'allow_fresh': ('^lm_down_st/', '^fpn_[st]/', '^backbone/patch_embed/'),
+        'allow_fresh': ('^lm_down_st/', '^fpn_[st]/'),
     }
     c.run = {'global_batch': 8, 'epochs': 6.0, 'log_every': 100}
     c.mesh = {}

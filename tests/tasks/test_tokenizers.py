@@ -224,6 +224,6 @@ def test_a_trained_codebook_is_a_tokenizer(trained):
         tokenizer.make_tokenizer({'kind': 'vq', 'checkpoint': workdir, 'model': {**model, 'vocabulary': 64}}).params()
     with pytest.raises(UserError, match='is a VQ tokenizer, the tokenizer here is a DALL-E encoder'):
         tokenizer.make_tokenizer({**DALLE, 'checkpoint': workdir}).params()
+    other = {**model, 'mean': (0.0, 0.0, 0.0)}
     with pytest.raises(UserError, match='was trained with mean'):
-        other = {**model, 'mean': (0.0, 0.0, 0.0)}
         tokenizer.make_tokenizer({'kind': 'vq', 'checkpoint': workdir, 'model': other}).params()
