@@ -32,6 +32,7 @@ from mvdjax import checkpoints, integrity  # noqa: E402
 from mvdjax.metric_writer import read_metrics  # noqa: E402
 
 PATIENCE = 900.0  # seconds for anything that should happen soon
+GRACE = 30.0  # seconds that a launcher gives processes that have lost one of them: while they start they wait for it
 
 
 class FinishedError(Exception):
@@ -151,9 +152,16 @@ class Chaos:
         for victim in victims:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(children[victim].pid, signal.SIGKILL)
-        for child in children:  # the others must notice
-            code = child.wait(PATIENCE)
-            self.exits[code] += 1
+        until = time.monotonic() + GRACE
+        for child in children:  # the others must notice, unless they have never met
+            while child.poll() is None and time.monotonic() < until:
+                time.sleep(0.05)
+            if child.poll() is None:
+                self.exits['ended as a launcher does'] += 1
+                os.kill(child.pid, signal.SIGKILL)
+                child.wait()
+            else:
+                self.exits[child.poll()] += 1
         self.look(workdir)
         self.redone.append(max(0, self.last_step(workdir) - self.newest))
         return first
@@ -247,7 +255,7 @@ def main():
                 print(f'it has finished after {number - 1} kills: for more of them give it more --steps')
                 break
             starts += [first] if first else []
-            if number % 5 == 0 or chaos.lost:
+            if number % 5 == 0 or number < 5 or chaos.lost:
                 where = dict(sorted(chaos.moments.items()))
                 elapsed = time.monotonic() - begin
                 print(f'{number} kills in {elapsed:.0f} s: {where}, newest checkpoint {chaos.newest}', flush=True)
