@@ -132,12 +132,12 @@ class Chaos:
         Returns:
           Seconds until the first new step, or None if it never came to that.
         """
-        begin, before = time.monotonic(), self.last_step(workdir)
+        begin, clock = time.monotonic(), time.time()
         children = self.start(workdir)
         first = None
         until = begin + (self.random.uniform(0, 1.5 * usual) if self.random.random() < 0.5 else PATIENCE)
         while time.monotonic() < until:
-            if first is None and self.last_step(workdir) > min(before, self.newest):
+            if first is None and self.written_since(workdir, clock) and self.last_step(workdir) > self.newest:
                 first = time.monotonic() - begin
                 until = min(until, time.monotonic() + self.random.uniform(0, 3.0))
             codes = [child.poll() for child in children]
@@ -174,6 +174,13 @@ class Chaos:
     def last_step(workdir):
         records = read_metrics(str(workdir)) if workdir.exists() else []
         return records[-1]['step'] if records else 0
+
+    @staticmethod
+    def written_since(workdir, clock):
+        """Whether metrics were written since a time: those of an earlier start stay until the run has got going."""
+        with contextlib.suppress(FileNotFoundError):
+            return (workdir / 'metrics.jsonl').stat().st_mtime > clock
+        return False
 
     def look(self, workdir):
         """Every checkpoint that has a name must be whole, and the newest must still be there."""
