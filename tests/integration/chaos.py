@@ -32,6 +32,7 @@ from mvdjax import checkpoints, integrity  # noqa: E402
 from mvdjax.metric_writer import read_metrics  # noqa: E402
 
 PATIENCE = 900.0  # seconds for anything that should happen soon
+GRACE = 30.0  # seconds that a launcher gives processes that have lost one of them: while they start they wait for it
 
 
 class FinishedError(Exception):
@@ -131,12 +132,12 @@ class Chaos:
         Returns:
           Seconds until the first new step, or None if it never came to that.
         """
-        begin, before = time.monotonic(), self.last_step(workdir)
+        begin, clock = time.monotonic(), time.time()
         children = self.start(workdir)
         first = None
         until = begin + (self.random.uniform(0, 1.5 * usual) if self.random.random() < 0.5 else PATIENCE)
         while time.monotonic() < until:
-            if first is None and self.last_step(workdir) > min(before, self.newest):
+            if first is None and self.written_since(workdir, clock) and self.last_step(workdir) > self.newest:
                 first = time.monotonic() - begin
                 until = min(until, time.monotonic() + self.random.uniform(0, 3.0))
             codes = [child.poll() for child in children]
@@ -151,9 +152,16 @@ class Chaos:
         for victim in victims:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(children[victim].pid, signal.SIGKILL)
-        for child in children:  # the others must notice
-            code = child.wait(PATIENCE)
-            self.exits[code] += 1
+        until = time.monotonic() + GRACE
+        for child in children:  # the others must notice, unless they have never met
+            while child.poll() is None and time.monotonic() < until:
+                time.sleep(0.05)
+            if child.poll() is None:
+                self.exits['ended as a launcher does'] += 1
+                os.kill(child.pid, signal.SIGKILL)
+                child.wait()
+            else:
+                self.exits[child.poll()] += 1
         self.look(workdir)
         self.redone.append(max(0, self.last_step(workdir) - self.newest))
         return first
@@ -166,6 +174,13 @@ class Chaos:
     def last_step(workdir):
         records = read_metrics(str(workdir)) if workdir.exists() else []
         return records[-1]['step'] if records else 0
+
+    @staticmethod
+    def written_since(workdir, clock):
+        """Whether metrics were written since a time: those of an earlier start stay until the run has got going."""
+        with contextlib.suppress(FileNotFoundError):
+            return (workdir / 'metrics.jsonl').stat().st_mtime > clock
+        return False
 
     def look(self, workdir):
         """Every checkpoint that has a name must be whole, and the newest must still be there."""
@@ -247,7 +262,7 @@ def main():
                 print(f'it has finished after {number - 1} kills: for more of them give it more --steps')
                 break
             starts += [first] if first else []
-            if number % 5 == 0 or chaos.lost:
+            if number % 5 == 0 or number < 5 or chaos.lost:
                 where = dict(sorted(chaos.moments.items()))
                 elapsed = time.monotonic() - begin
                 print(f'{number} kills in {elapsed:.0f} s: {where}, newest checkpoint {chaos.newest}', flush=True)
