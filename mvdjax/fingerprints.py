@@ -26,6 +26,7 @@ def _words(x: jax.Array) -> jax.Array:
     return jax.lax.bitcast_convert_type(x, bits).astype(jnp.uint32)
 
 
+@jax.jit  # leaf by leaf: most have the shape of another, so little is compiled
 def _fingerprint(x: jax.Array) -> jax.Array:
     """Sum of word i times (2 i + 1), modulo 2**32.
 
@@ -41,18 +42,13 @@ def _fingerprint(x: jax.Array) -> jax.Array:
     return jnp.sum(words * (2 * position + 1), dtype=jnp.uint32)
 
 
-@jax.jit
-def _all(leaves: Mapping[str, Mapping[str, jax.Array]]) -> dict[str, dict[str, jax.Array]]:
-    return jax.tree.map(_fingerprint, dict(leaves))
-
-
 def table(items: Mapping[str, Any]) -> Table:
     """{item: {path: [shape, dtype, fingerprint]}} of the trees of a checkpoint, as JSON. Waits for the devices.
 
     Every process must call it: a leaf may be spread over all of them.
     """
     flat = {item: trees.flatten(tree) for item, tree in items.items()}
-    sums = jax.device_get(_all(flat))
+    sums = jax.device_get(jax.tree.map(_fingerprint, flat))
     return {
         item: {path: [list(x.shape), str(x.dtype), int(sums[item][path])] for path, x in leaves.items()}
         for item, leaves in flat.items()

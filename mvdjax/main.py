@@ -19,6 +19,7 @@ COMMANDS = {
     'predict': ('mvdjax.predict', 'top-5 classes, with names, of any video file'),
     'convert': ('mvdjax.convert.command', 'PyTorch checkpoints of MAE, VideoMAE and MVD to this project, and back'),
     'selfcheck': ('mvdjax.selfcheck', 'whether this machine gives the answers stored with a checkpoint'),
+    'ckpt': ('mvdjax.ckpt.cli', 'list, verify and copy checkpoints'),
     'data': ('mvdjax.data.cli', 'data tools; `mvdjax data demo` writes the built-in demo data set'),
     'bench': ('mvdjax.bench.cli', 'measure this machine; `mvdjax bench loader` compares ways to read videos'),
     'report': ('mvdjax.analysis.report', 'curves and pictures of finished or running stages'),

@@ -29,12 +29,14 @@ class Taken:
 
     Attributes:
       step: its number.
+      data_step: the number, from 0, that its batch has in the order of the data.
       loss: mean over the batch; NaN if the step was skipped.
       grad_norm: likewise.
       causes: what was not finite; () if the step counts.
     """
 
     step: int
+    data_step: int
     loss: float
     grad_norm: float
     causes: tuple[str, ...]
@@ -58,7 +60,7 @@ class Health:
         for step, values in zip(range(last - len(fetched) + 1, last + 1), fetched, strict=True):
             causes = tuple(c for i, c in enumerate(CAUSES) if int(values['not_finite'][0]) >> i & 1)
             loss, norm = (float(s) / float(c) if c else math.nan for s, c in (values['loss'], values['grad_norm']))
-            self._taken.append(Taken(step, loss, norm, causes))
+            self._taken.append(Taken(step, step + self.place.offset - 1, loss, norm, causes))
             self.streak = self.streak + 1 if causes else 0
             if self.streak >= self._run.max_skipped:
                 found, self._bad = True, (step - self.streak + 1, step)
@@ -114,7 +116,7 @@ class Health:
         )
         self._returned = target
         self.streak = 0
-        self.place = Place(target, last + self.place.offset - target, number, 0, feed.counts())
+        self.place = Place(target, last + self.place.offset - target, number, 0, feed.totals())
         while self._taken and self._taken[-1].step > target:
             self._taken.pop()
         feed.seek(self.place, steps)
@@ -136,12 +138,11 @@ class Health:
         for taken in self._taken:
             if taken.step <= target:
                 continue
-            data_step = taken.step + self.place.offset - 1
-            records = records_of_step(self._streams, seed=self._run.seed, step=data_step)
+            records = records_of_step(self._streams, seed=self._run.seed, step=taken.data_step)
             yield {
                 'rollback': number,
                 'step': taken.step,
-                'data_step': data_step,
+                'data_step': taken.data_step,
                 'not_finite': list(taken.causes),
                 'loss': None if taken.causes else taken.loss,
                 'grad_norm': None if taken.causes else taken.grad_norm,

@@ -175,6 +175,8 @@ class Checkpoints:
         """Whatever goes wrong with a save, as a sentence; its files are removed, since the disk may be full."""
         try:
             yield
+        except jax.errors.JaxRuntimeError:
+            raise  # the devices, or another process that is gone: nothing that storage has to do with
         except Exception as error:
             if processes.is_main():
                 for half in self.folder.glob(f'{step}{TEMPORARY}*'):

@@ -191,6 +191,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
                     numbers = window.close()
                     numbers['substituted'] = sum(processes.exchange('substituted', numbers['substituted']))
                     if health.diverged(step, window.fetched):
+                        del state  # the devices have no room for two
                         place = health.go_back(saved, feed, writer, steps)
                         state = start_state(config, run, task, optimizer, host, saved, mesh)
                         step, bar.n, window, stop = place.step, place.step, Window(), False

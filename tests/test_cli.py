@@ -262,22 +262,23 @@ def test_debug_shows_the_traceback(capsys):
 
 
 @pytest.mark.parametrize(
-    ('raised', 'message'),
+    ('raised', 'message', 'code'),
     [
-        (KeyboardInterrupt(), 'interrupted; start the same command again to go on from the last checkpoint'),
-        (OSError(28, 'No space left on device', '/x'), 'error: No space left on device (/x)'),
+        (KeyboardInterrupt(), 'interrupted; start the same command again to go on from the last checkpoint', 130),
+        (OSError(28, 'No space left on device', '/x'), 'error: No space left on device (/x)', 1),
         (
             RuntimeError("Unable to initialize backend 'tpu'\nmore"),
             "error: Unable to initialize backend 'tpu' more. Un",
+            1,
         ),
     ],
 )
-def test_interruption_and_trouble_outside(capsys, monkeypatch, raised, message):
+def test_interruption_and_trouble_outside(capsys, monkeypatch, raised, message, code):
     def run(args):
         raise raised
 
     monkeypatch.setattr('mvdjax.data.cli.run', run)
-    assert cli.main(['data', 'demo', '--output=x']) == 1
+    assert cli.main(['data', 'demo', '--output=x']) == code
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
     assert lines[0].startswith(message)

@@ -32,6 +32,7 @@ WORKER_NAME = 'grain-process-prefetch'
 # How a decoder ends a process. SIGKILL is not among them: that is the kernel, out of memory, or a person.
 CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)
 MAX_RESTARTS = 3  # in a row at the same batch without a file to blame
+LINGER = 30.0  # seconds that a worker goes on after it was told to end: as long as schedulers usually wait
 STORAGE_LIMIT = 900.0  # seconds that the storage may take to hand over one file
 
 log = logging.getLogger(__name__)
@@ -79,7 +80,7 @@ def batches(
       flatten: samples have a leading axis of views, which becomes rows.
 
     Raises:
-      UserError: a worker died of anything but a file, or its start; the message names the files that were at work.
+      UserError: workers die again and again; the message names the files that were at work.
     """
     ahead = -(-prefetch * batch // max(1, workers))
     done = restarts = 0
@@ -105,10 +106,9 @@ def batches(
             blamed = _blame(int(found[1]), samples, board, watch)
             restarts = 0 if blamed else restarts + 1
             if restarts > MAX_RESTARTS:
-                raise UserError(
-                    f'the data workers die again and again at the same batch, reading {_names(samples, board)}: '
-                    'move these files out of the list, or set data.workers to 0 to see the error itself'
-                ) from error
+                raise UserError(_hopeless(int(found[1]), _names(samples, board))) from error
+            if not blamed:
+                log.warning('a data worker died (exit code %s); all are started again', found[1])
         finally:
             if watch:
                 watch.stop()
@@ -201,6 +201,9 @@ def check_shared_memory(need: int) -> None:
 def start_worker(index: int, count: int, board_path: str, threads: int) -> None:
     """Runs first in every worker: no JAX backend may start there, and no orphan may outlive the main process."""
     os.environ['JAX_PLATFORMS'] = 'cpu'
+    # Who stops a run by signal often tells all of its processes; the main one still needs batches to end in good order.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: threading.Timer(LINGER, os._exit, (1,)).start())
     worker_settings.tune()
     _end_with_parent()
     guard.sign_on(Board(board_path, count, threads), index)
@@ -241,21 +244,9 @@ def _blame(code: int, samples: Samples, board: Board, watch: Watch) -> bool:
       watch: who was ended for being late.
 
     Returns:
-      Whether any file was marked.
-
-    Raises:
-      UserError: no decoder does that.
+      Whether any file was marked: none where no decoder ends a process like that.
     """
     crashed = -code in CRASHES
-    if not watch.ended and not crashed:
-        reason, remedy = 'most likely for want of memory', 'lower data.workers or data.prefetch'
-        if code == -signal.SIGBUS:
-            reason = f'most likely because {SHARED} is full'
-            remedy = f'give the container more shared memory (docker run --shm-size), {remedy}'
-        raise UserError(
-            f'a data worker died (exit code {code}), {reason}, while reading {_names(samples, board)}: {remedy}, or '
-            'set data.workers to 0 to read in this process'
-        )
     # One of a worker's threads may have held up or taken with it the others: each file is tried by itself.
     suspects = [work for works in watch.ended.values() for work in works]
     if crashed:
@@ -266,6 +257,21 @@ def _blame(code: int, samples: Samples, board: Board, watch: Watch) -> bool:
         samples.bad.skip(record, reason)
         log.warning('%s (line %d) %s; it will not be opened again', record.path, record.line, reason)
     return bool(guilty)
+
+
+def _hopeless(code: int, names: str) -> str:
+    """Why starting workers again is given up."""
+    remedy = 'move these files out of the list, or set data.workers to 0 to see the error itself'
+    if -code in CRASHES:
+        return f'the data workers die again and again at the same batch, reading {names}: {remedy}'
+    reason, remedy = 'most likely for want of memory', 'lower data.workers or data.prefetch'
+    if code == -signal.SIGBUS:
+        reason = f'most likely because {SHARED} is full'
+        remedy = f'give the container more shared memory (docker run --shm-size), {remedy}'
+    return (
+        f'data workers die again and again (exit code {code}), {reason}, while reading {names}: {remedy}, or set '
+        'data.workers to 0 to read in this process'
+    )
 
 
 def _try_alone(samples: Samples, works: list[Work]) -> dict[int, str]:

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import re
 import threading
 import types
 
@@ -107,7 +108,7 @@ def test_a_merely_broken_file_is_tried_again_and_a_skipped_one_is_not(tmp_path):
     ]
 
 
-def test_a_worker_that_does_not_die_of_a_file_stops_the_run_and_names_what_was_at_work():
+def test_a_worker_that_does_not_die_of_a_file_blames_none_and_giving_up_names_what_was_at_work():
     board = Board.create(2, 2)
     try:
         board.sign_on(0)  # this process lives, worker 1 has ended
@@ -116,12 +117,11 @@ def test_a_worker_that_does_not_die_of_a_file_stops_the_run_and_names_what_was_a
         data, files = echo(24)
         samples = data.samples(files, 0, BadFiles(None))
         watch = Watch(board, 1.0)
-        with pytest.raises(
-            UserError, match=r'exit code -9\), most likely for want of memory.*9\.mp4 \(line 9\): lower'
-        ):
-            workers._blame(-9, samples, board, watch)
-        with pytest.raises(UserError, match=r'/dev/shm is full.*--shm-size'):
-            workers._blame(-7, samples, board, watch)
+        assert not workers._blame(-9, samples, board, watch)
+        names = workers._names(samples, board)
+        assert names == '9.mp4 (line 9)'
+        assert re.search(r'exit code -9\), most likely for want of memory.*9\.mp4.*lower', workers._hopeless(-9, names))
+        assert re.search(r'/dev/shm is full.*--shm-size', workers._hopeless(-7, names))
     finally:
         board.remove()
 

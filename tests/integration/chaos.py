@@ -1,0 +1,276 @@
+"""SIGKILL at random moments: `python tests/integration/chaos.py [--kills 100] [--processes 2] [--seed 0]`.
+
+One run of a tiny model on several processes is killed over and over, one process of it or all, while it starts, trains
+or saves, and started again each time. Then it is let finish. Status 1 unless it ends exactly as a run that nobody
+disturbed, loss by loss and parameter by parameter, and no checkpoint that could once be seen was ever lost or damaged.
+
+Half of the kills come at any moment after a start, the other half within a few saves of the first new step, so that
+many hit a save. A hundred take about 20 minutes on two free cores. `--fork` starts each process as a fork of one that
+has imported everything: the same program from its command line on, in two thirds of the time.
+"""
+
+import argparse
+import collections
+import contextlib
+import os
+import random
+import signal
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent), str(HERE.parent.parent)]
+
+import multiprocess  # noqa: E402
+import small_runs  # noqa: E402
+from absl import logging as absl_logging  # noqa: E402
+
+from mvdjax import checkpoints, integrity  # noqa: E402
+from mvdjax.metric_writer import read_metrics  # noqa: E402
+
+PATIENCE = 900.0  # seconds for anything that should happen soon
+GRACE = 30.0  # seconds that a launcher gives processes that have lost one of them: while they start they wait for it
+
+
+class FinishedError(Exception):
+    """The run came to its end before it could be killed."""
+
+
+class Forked:
+    """A process that is a fork of this one and runs a command line of mvdjax; looks like a `subprocess.Popen`."""
+
+    def __init__(self, arguments, environment, log):
+        sys.stdout.flush()
+        self.returncode = None
+        self.pid = os.fork()
+        if self.pid == 0:
+            code = 70
+            with contextlib.suppress(BaseException):
+                os.setsid()
+                handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+                os.dup2(handle, 1)
+                os.dup2(handle, 2)
+                os.environ.update(environment)
+                from mvdjax.main import main
+
+                code = main(arguments)
+                sys.stdout.flush()
+            os._exit(code)
+
+    def poll(self):
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.returncode = os.waitstatus_to_exitcode(status)
+        return self.returncode
+
+    def wait(self, timeout=PATIENCE):
+        until = time.monotonic() + timeout
+        while self.poll() is None:
+            if time.monotonic() > until:
+                raise TimeoutError
+            time.sleep(0.05)
+        return self.returncode
+
+
+class Chaos:
+    """A run, the hand that kills it, and what both have seen."""
+
+    def __init__(self, root, *, processes, steps, save_every, fork, seed):
+        self.root, self.processes, self.steps, self.fork = root, processes, steps, fork
+        self.random = random.Random(seed)
+        devices = 8 // processes
+        overrides = (f'run.steps={steps}', f'run.save_every={save_every}', 'run.ema_decay=0.9', 'run.hang_minutes=10')
+        spec, more = small_runs.arguments('videomae', root / 'data', *overrides)
+        self.arguments = ['train', f'--config={spec}', *more, '--config.run.compile_cache=']
+        self.environment = {
+            **multiprocess.environment(min(devices, 2)),
+            'JAX_COMPILATION_CACHE_DIR': str(root / 'cache'),
+            'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+            'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',
+        }
+        self.newest = 0  # the newest step that was ever seen
+        self.lost = []
+        self.moments = collections.Counter()
+        self.exits = collections.Counter()
+        self.redone = []
+
+    def start(self, workdir):
+        """The processes of a run, started."""
+        arguments = [*self.arguments, f'--workdir={workdir}']
+        lines = multiprocess.together(self.processes, arguments) if self.processes > 1 else [['', '', '', *arguments]]
+        tails = [line[3:] for line in lines]
+        logs = [self.root / f'{workdir.name}_{i}.log' for i in range(self.processes)]
+        if self.fork:
+            return [Forked(tail, self.environment, log) for tail, log in zip(tails, logs, strict=True)]
+        children = []
+        for tail, log in zip(tails, logs, strict=True):
+            with open(log, 'ab') as file:
+                command = multiprocess.mvdjax(*tail)
+                children.append(
+                    multiprocess.subprocess.Popen(
+                        command, stdout=file, stderr=file, env=self.environment, start_new_session=True
+                    )
+                )
+        return children
+
+    def finish(self, workdir):
+        """Runs to the end; seconds that it took."""
+        start = time.monotonic()
+        children = self.start(workdir)
+        codes = [child.wait(PATIENCE * 4) for child in children]
+        if any(codes):
+            raise SystemExit(f'a run that nobody disturbed ended with {codes}; see {self.root}')
+        return time.monotonic() - start
+
+    def kill_once(self, workdir, usual):
+        """Starts, kills at a random moment, and looks at what is left. `usual`: seconds that a start takes.
+
+        Returns:
+          Seconds until the first new step, or None if it never came to that.
+        """
+        begin, before = time.monotonic(), self.last_step(workdir)
+        children = self.start(workdir)
+        first = None
+        until = begin + (self.random.uniform(0, 1.5 * usual) if self.random.random() < 0.5 else PATIENCE)
+        while time.monotonic() < until:
+            if first is None and self.last_step(workdir) > min(before, self.newest):
+                first = time.monotonic() - begin
+                until = min(until, time.monotonic() + self.random.uniform(0, 3.0))
+            codes = [child.poll() for child in children]
+            if any(code is not None for code in codes):
+                if all(code in (0, None) for code in codes):
+                    raise FinishedError
+                raise SystemExit(f'it ended by itself with {codes}; see the logs in {self.root}')
+            time.sleep(0.01)
+        saving = any(self.folder(workdir).glob('*tmp*')) if self.folder(workdir).exists() else False
+        self.moments['saving' if saving else 'training' if first else 'starting'] += 1
+        victims = [self.random.randrange(len(children))] if self.random.random() < 2 / 3 else range(len(children))
+        for victim in victims:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(children[victim].pid, signal.SIGKILL)
+        until = time.monotonic() + GRACE
+        for child in children:  # the others must notice, unless they have never met
+            while child.poll() is None and time.monotonic() < until:
+                time.sleep(0.05)
+            if child.poll() is None:
+                self.exits['ended as a launcher does'] += 1
+                os.kill(child.pid, signal.SIGKILL)
+                child.wait()
+            else:
+                self.exits[child.poll()] += 1
+        self.look(workdir)
+        self.redone.append(max(0, self.last_step(workdir) - self.newest))
+        return first
+
+    @staticmethod
+    def folder(workdir):
+        return workdir / checkpoints.FOLDER
+
+    @staticmethod
+    def last_step(workdir):
+        records = read_metrics(str(workdir)) if workdir.exists() else []
+        return records[-1]['step'] if records else 0
+
+    def look(self, workdir):
+        """Every checkpoint that has a name must be whole, and the newest must still be there."""
+        folder = self.folder(workdir)
+        steps = checkpoints.step_numbers(integrity.epath.Path(folder)) if folder.exists() else []
+        for step in steps:
+            record = integrity.read_record(integrity.epath.Path(folder / str(step)))
+            problem = (
+                'has no record'
+                if record is None
+                else integrity.check_files(integrity.epath.Path(folder / str(step)), record)
+            )
+            if problem:
+                self.lost.append(f'step {step}: {problem}')
+        if self.newest and self.newest not in steps and not any(step > self.newest for step in steps):
+            self.lost.append(f'step {self.newest} is gone')
+        if folder.exists() and any(p.name.startswith('damaged') for p in folder.iterdir()):
+            self.lost.append('a checkpoint was set aside as damaged')
+        self.newest = max([self.newest, *steps])
+
+
+def differences(workdir, reference):
+    """What differs between two finished runs, as sentences."""
+    ours, theirs = small_runs.losses(workdir), small_runs.losses(reference)
+    found = [f'loss of step {s}: {ours.get(s)!r}, not {theirs.get(s)!r}' for s in theirs if ours.get(s) != theirs[s]]
+    if len(ours) != len(theirs):
+        found.append(f'{len(ours)} losses instead of {len(theirs)}')
+    for ema in (False, True):
+        a, b = (checkpoints.read_params(str(w), use_ema=ema) for w in (workdir, reference))
+        found += [f'{"ema" if ema else "params"} {name}' for name in b if a[name].tobytes() != b[name].tobytes()]
+    return found
+
+
+def parse():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--kills', type=int, default=100)
+    parser.add_argument('--minutes', type=float, default=1e6, help='stop killing after so long')
+    parser.add_argument('--processes', type=int, default=2)
+    parser.add_argument('--steps', type=int, help='of the run (default: eight for each kill)')
+    parser.add_argument('--save-every', type=int, default=2)
+    parser.add_argument('--seed', type=int, default=random.SystemRandom().randrange(10**6), help='of the moments')
+    parser.add_argument('--fork', action='store_true', help='start processes as forks, see above')
+    parser.add_argument('--folder', type=Path, help='to work in, and to leave behind (default: a temporary one)')
+    return parser.parse_args()
+
+
+def main():
+    args = parse()
+    absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax's notes about its own files
+    with contextlib.ExitStack() as stack:
+        root = args.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        root.mkdir(parents=True, exist_ok=True)
+        if not (root / 'data').exists():
+            from mvdjax.data.demo import DemoSpec, write_demo
+
+            write_demo(root / 'data', DemoSpec(32, 16, 8, 16, 32, workers=1), progress=False)
+        if args.fork:
+            import mvdjax.train  # noqa: F401 - what every fork starts with
+        steps = args.steps or 8 * args.kills
+        chaos = Chaos(
+            root,
+            processes=args.processes,
+            steps=steps,
+            save_every=args.save_every,
+            fork=args.fork,
+            seed=args.seed,
+        )
+        print(
+            f'seed {args.seed}: {args.kills} kills of a run of {steps} steps on {args.processes} processes', flush=True
+        )
+        begin = time.monotonic()
+        alone = chaos.finish(root / 'undisturbed')
+        print(f'undisturbed: {alone:.0f} s', flush=True)
+        starts = []
+        for number in range(1, args.kills + 1):
+            try:
+                first = chaos.kill_once(root / 'killed', statistics.median(starts) if starts else alone / 2)
+            except FinishedError:
+                print(f'it has finished after {number - 1} kills: for more of them give it more --steps')
+                break
+            starts += [first] if first else []
+            if number % 5 == 0 or number < 5 or chaos.lost:
+                where = dict(sorted(chaos.moments.items()))
+                elapsed = time.monotonic() - begin
+                print(f'{number} kills in {elapsed:.0f} s: {where}, newest checkpoint {chaos.newest}', flush=True)
+            if chaos.lost or time.monotonic() - begin > 60 * args.minutes:
+                break
+        rest = chaos.finish(root / 'killed')
+        chaos.look(root / 'killed')
+        found = differences(root / 'killed', root / 'undisturbed')
+        print(f'{sum(chaos.moments.values())} kills: {dict(sorted(chaos.moments.items()))}')
+        print(f'finished {rest:.0f} s after the last kill; exit codes of all processes: {dict(chaos.exits)}')
+        print(f'steps done again after a kill: {sum(chaos.redone)} in all, {max(chaos.redone, default=0)} at most')
+        print(f'checkpoints lost or damaged: {len(chaos.lost)}', *chaos.lost[:5], sep='\n  ')
+        print(f'differences from the undisturbed run: {len(found)}', *found[:5], sep='\n  ')
+        return int(bool(found or chaos.lost))
+
+
+if __name__ == '__main__':
+    sys.exit(main())
