@@ -1,7 +1,6 @@
 import json
 import os
 import re
-import signal
 import sys
 import time
 from pathlib import Path
@@ -21,7 +20,7 @@ from mvdjax.errors import TRY_AGAIN, UserError
 STEPPING = str(Path(__file__).parent / 'stepping.py')
 
 
-def stepping(tmp_path, scenario='goes on', start=(0, 1), workdirs=('w', 'w'), more=((), ()), variables=({}, {})):
+def stepping(tmp_path, start=(0, 1), workdirs=('w', 'w'), more=((), ()), variables=({}, {})):
     """Two processes of tests/stepping.py, or one of them."""
     port = free_port()
     commands = [
@@ -29,7 +28,6 @@ def stepping(tmp_path, scenario='goes on', start=(0, 1), workdirs=('w', 'w'), mo
             sys.executable,
             STEPPING,
             f'--workdir={tmp_path / workdirs[i]}',
-            f'--scenario={scenario}',
             f'--coordinator=127.0.0.1:{port}',
             '--processes=2',
             f'--process={i}',
@@ -40,20 +38,13 @@ def stepping(tmp_path, scenario='goes on', start=(0, 1), workdirs=('w', 'w'), mo
     return Group(tmp_path / 'logs', commands, devices=1, variables=[variables[i] for i in start])
 
 
-def test_steps_together_and_what_is_exchanged(tmp_path):
-    with stepping(tmp_path, scenario='') as group:
-        assert group.wait(120) == [0, 0]
-        assert 'step 3 7\n' in group.output(0)  # 0 + 3 and 1 + 3
-        for process in (0, 1):
-            assert "broadcast [0, 'x']" in group.output(process)
-            assert 'exchange [0, 1]' in group.output(process)
-    assert os.listdir(tmp_path / 'w') == []
-
-
 @pytest.mark.parametrize('killed', [0, 1])
 def test_a_process_that_is_killed_ends_the_other_with_a_sentence(tmp_path, killed):
     with stepping(tmp_path) as group:
-        group.wait_for(lambda: 'step 3 ' in group.output(0), 120)
+        group.wait_for(lambda: 'step 3 7\n' in group.output(0), 120)  # 0 + 3 and 1 + 3
+        for process in (0, 1):
+            assert "broadcast [0, 'x'], numbers [0, 1]" in group.output(process)
+        assert os.listdir(tmp_path / 'w') == []
         start = time.monotonic()
         group.kill(killed)
         codes = group.wait(30)
@@ -64,17 +55,8 @@ def test_a_process_that_is_killed_ends_the_other_with_a_sentence(tmp_path, kille
         assert 'Traceback' not in group.output(1 - killed)
 
 
-def test_a_process_that_hangs_is_lost_after_the_heartbeat_time_out(tmp_path):
-    with stepping(tmp_path, more=(('--heartbeat-timeout=3',),) * 2) as group:
-        group.wait_for(lambda: 'step 3 ' in group.output(0), 120)
-        group.send(signal.SIGSTOP, 1)
-        assert group.children[0].wait(30) == TRY_AGAIN
-        assert 'process 1 on ' in group.output(0)
-        assert 'no sign of life for 3 s (run.heartbeat_timeout)' in group.output(0)
-
-
 def test_an_exception_of_one_ends_all(tmp_path):
-    with stepping(tmp_path, scenario='raises') as group:
+    with stepping(tmp_path, more=((), ('--raises',))) as group:
         assert group.wait(120) == [1, 1]
         assert 'ValueError: a fault of the program' in group.output(1)
         assert 'Traceback' in group.output(1)
