@@ -121,7 +121,7 @@ def place(tree, mesh):
 
 
 def compiled_step(task, name, mesh):
-    """(the compiled step, abstract state) of a task for a mesh; nothing is run."""
+    """(the compiled step, abstract state and teachers) of a task for a mesh; nothing is run."""
     batch = host_batch(name)
     optimizer = adamw(task, batch, clip_norm=1.0)
     make = train_state.make_state_function(task, optimizer, ema=True)
@@ -131,4 +131,4 @@ def compiled_step(task, name, mesh):
     batch = {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=rows) for k, v in batch.items()}
     run = Run(global_batch=ROWS, steps=10, ema_decay=0.9)
     step = compile_step(task, optimizer, run, state, mesh, 1).lower(state, frozen, batch)
-    return step.compile(compiler_options=known_options()), state
+    return step.compile(compiler_options=known_options()), state, frozen

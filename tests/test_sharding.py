@@ -97,10 +97,10 @@ def buffers(compiled):
     return found
 
 
-def layer_shapes(state, mesh):
+def layer_shapes(tree, mesh):
     """Shapes that a layer's weights may have on a device when it runs: whole along fsdp, split along tensor."""
     found = set()
-    for path, leaf in trees.flatten(state.params).items():
+    for path, leaf in trees.flatten(tree).items():
         spec = sharding.parameter_sharding(path, leaf.shape, mesh).spec
         if 'fsdp' in spec:
             stacked = '/blocks/' in path
@@ -111,7 +111,7 @@ def layer_shapes(state, mesh):
     return found
 
 
-def assert_never_whole(compiled, state, mesh):
+def assert_never_whole(compiled, mesh, state, frozen=None):
     """No device holds more of anything than its part of the largest leaf; what it gathers are weights of a layer."""
     parts = {
         path: math.prod(sharding.parameter_sharding(path, leaf.shape, mesh).shard_shape(leaf.shape))
@@ -123,7 +123,7 @@ def assert_never_whole(compiled, state, mesh):
     found = buffers(compiled)
     too_large = {(opcode, shape) for size, opcode, shape, _ in found if size > allowed}
     assert not too_large, f'more than {allowed} values: {sorted(too_large)}'
-    shapes = {tuple(sorted(s for s in shape if s > 1)) for shape in layer_shapes(state, mesh)}
+    shapes = {tuple(sorted(s for s in shape if s > 1)) for shape in layer_shapes((state.params, frozen), mesh)}
     gathered = {shape for _, opcode, shape, _ in found if opcode.startswith('all-gather')}
     strange = {s for s in gathered if tuple(sorted(n for n in s if n > 1)) not in shapes}
     assert not strange, f'gathered, and no weights of a layer: {sorted(strange)}'
@@ -138,8 +138,9 @@ def mesh_of_eight():
 def test_no_stack_is_ever_whole_on_a_device(monkeypatch, name, remat):
     monkeypatch.setattr(sharding, 'MIN_FSDP_SIZE', 2**10)
     mesh = mesh_of_eight()
-    compiled, state = small_steps.compiled_step(small_steps.TASKS[name][0](WIDTH, DEPTH, remat=remat), name, mesh)
-    assert_never_whole(compiled, state, mesh)
+    task = small_steps.TASKS[name][0](WIDTH, DEPTH, remat=remat)
+    compiled, state, frozen = small_steps.compiled_step(task, name, mesh)
+    assert_never_whole(compiled, mesh, state, frozen)
     held = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(state))
     memory = compiled.memory_analysis()
     assert held <= memory.alias_size_in_bytes < memory.argument_size_in_bytes  # all of the state is written in place
@@ -164,10 +165,10 @@ def test_breaking_a_rule_is_seen(monkeypatch, broken):
         monkeypatch.setattr(placement, 'current', lambda: None)
         monkeypatch.setattr(placement, 'keep_rows', lambda x: x)
         monkeypatch.setattr(placement, 'gathering', lambda block, *_: block)
-    compiled, state = small_steps.compiled_step(small_steps.make_mae(WIDTH, DEPTH), 'mae', mesh)
+    compiled, state, _ = small_steps.compiled_step(small_steps.make_mae(WIDTH, DEPTH), 'mae', mesh)
     monkeypatch.setattr(sharding, 'parameter_sharding', rule)
     with pytest.raises(AssertionError, match=r'more than \d+ values|no weights of a layer'):
-        assert_never_whole(compiled, state, mesh)
+        assert_never_whole(compiled, mesh, state)
 
 
 @EIGHT
@@ -178,7 +179,7 @@ def test_no_stack_is_whole_when_a_state_is_made(monkeypatch):
     make = train_state.initializer(task, optimizer, batch, True, mesh)
     compiled = make.lower(named_key(0, 'init'), batch).compile()
     state = jax.eval_shape(train_state.make_state_function(task, optimizer, True), jax.random.key(0), batch)
-    assert_never_whole(compiled, state, mesh)
+    assert_never_whole(compiled, mesh, state)
 
 
 class Asked:

@@ -34,7 +34,9 @@ def shorten(config: ml_collections.ConfigDict, rows: int, dtype: str, way: str) 
     config.run.global_batch, config.run.accumulate = rows, 1
     config.mesh = {'data': 1, 'fsdp': 1, 'tensor': 1, 'devices': 1}
     for node in _models(config.task):
-        node.dtype, node.scan, node.remat = dtype, way != 'unrolled', way if way in REMAT else 'none'
+        node.dtype, node.scan = dtype, way != 'unrolled'
+        if way in REMAT:
+            node.remat = way
 
 
 def _models(node: ml_collections.ConfigDict) -> list[ml_collections.ConfigDict]:
@@ -111,7 +113,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=WAYS,
         default=['scan', 'cache', 'unrolled'],
         help='scanned layers, the same from a cache of executables, unrolled layers (these by default), or scanned '
-        'layers with a remat policy',
+        'layers with another remat policy than the config has',
     )
     parser.add_argument('--rows', type=int, default=1, help='records per step (default: 1)')
     parser.add_argument('--dtype', default='float32', help='that the models compute in (default: float32)')
