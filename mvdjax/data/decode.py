@@ -21,7 +21,7 @@ import av
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from mvdjax.data import containers, packets
+from mvdjax.data import containers, frames, packets, pictures
 from mvdjax.data.watchdog import UnreadableError, Watch
 
 _BAD_VIDEO = (av.FFmpegError, OSError, MemoryError, UnreadableError)
@@ -160,17 +160,21 @@ def _check_range(ids: np.ndarray, frames: int) -> None:
         raise ValueError(f'pick returned frames {ids.min()} to {ids.max()} of a video of {frames}')
 
 
-def read_frames(media: Media | Pictures, pick: Callable[[int], np.ndarray]) -> np.ndarray:
+def read_frames(
+    media: Media | Pictures, pick: Callable[[int], np.ndarray], each: frames.Each | None = None
+) -> np.ndarray:
     """Decodes the frames that `pick` chooses.
 
     Args:
         media: a local video file, one in memory, or pictures.
         pick: gets the number of decodable frames (at least 1) and returns integer indices into them, in any order,
             repeats allowed. It is called again if decoding shows another number than the packets promised.
+        each: what to keep of a frame, uint8 (h, w, 3), which it gets right after it was decoded; None keeps all. A
+            frame may be given again if decoding starts anew.
 
     Returns:
-        uint8 (len(indices), h, w, 3), RGB, turned upright where the file says so. No indices give (0, h, w, 3) with
-        h = w = 0.
+        uint8 (len(indices), h, w, 3), RGB, turned upright where the file says so; or the results of `each`, stacked.
+        No indices give (0, h, w, 3) with h = w = 0.
 
     Raises:
         DecodeError: the file is not a readable video. A damaged one counts as the frames that can be had from it.
@@ -179,17 +183,18 @@ def read_frames(media: Media | Pictures, pick: Callable[[int], np.ndarray]) -> n
     picker = _Picker(pick)
     if isinstance(media, Pictures):
         with suppress(*_BAD_VIDEO):
-            return _read_pictures(media, picker)
+            return _read_pictures(media, picker, each)
         media = media.whole()  # overcomes what is wrong, or has the words for it
     with _watched(media) as (source, watch):
-        return _read(source, watch, picker)[0]
+        return _read(source, watch, picker, each)[0]
 
 
-def _read_pictures(pictures: Pictures, picker: _Picker) -> np.ndarray:
-    ids = picker(pictures.frames)
-    _check_range(ids, pictures.frames)
+def _read_pictures(media: Pictures, picker: _Picker, each: frames.Each | None) -> np.ndarray:
+    ids = picker(media.frames)
+    _check_range(ids, media.frames)
     wanted = np.unique(ids)
-    return packets.decode_pictures(zip(wanted.tolist(), pictures.read(wanted), strict=True), ids, Watch())
+    found = zip(wanted.tolist(), media.read(wanted), strict=True)
+    return pictures.decode(found, ids, Watch(), each)
 
 
 @contextmanager
@@ -202,7 +207,9 @@ def _watched(media: Media) -> Iterator[tuple[Path | bytes, Watch]]:
         raise DecodeError(name, _reason(error)) from error
 
 
-def _read(source: Path | bytes, watch: Watch, picker: _Picker) -> tuple[np.ndarray, packets.Index]:
+def _read(
+    source: Path | bytes, watch: Watch, picker: _Picker, each: frames.Each | None = None
+) -> tuple[np.ndarray, packets.Index]:
     """The frames that `picker` chooses, and the index that was found on the way."""
     known = None if isinstance(source, bytes) else _INDICES.get(source)
     with containers.open_video(source, watch) as video:
@@ -213,24 +220,26 @@ def _read(source: Path | bytes, watch: Watch, picker: _Picker) -> tuple[np.ndarr
             ids = picker(index.frames)
             _check_range(ids, index.frames)
             try:
-                return packets.decode_ranges(video, index, ids, unread=known is not None), index
+                return packets.decode_ranges(video, index, ids, known is not None, each), index
             except _BAD_VIDEO:
                 pass  # whatever is wrong shows again, or is overcome, when decoding from the start
-    return _read_counted(source, watch, picker, index.frames), index
+    return _read_counted(source, watch, picker, index.frames, each), index
 
 
-def _read_counted(source: Path | bytes, watch: Watch, picker: _Picker, expected: int) -> np.ndarray:
+def _read_counted(
+    source: Path | bytes, watch: Watch, picker: _Picker, expected: int, each: frames.Each | None
+) -> np.ndarray:
     """Decodes from the first packet, counting; again if the count is not what was expected (0: not known)."""
     while True:
         # Until the count is confirmed, an index out of range is the guess's fault and not the caller's.
         ids = picker(expected) if expected else np.zeros(0, np.int64)
         with containers.open_video(source, watch) as video:
-            frames, count = packets.decode_all(video, ids)
+            found, count = packets.decode_all(video, ids, each)
         if count == 0:
             raise UnreadableError('holds no decodable frame')
         if count == expected:
             _check_range(ids, count)
-            return frames
+            return found
         expected = count
 
 
@@ -247,11 +256,11 @@ def probe(media: Media) -> VideoInfo:
         return np.zeros(1, np.int64)
 
     with _watched(media) as (source, watch):
-        frames, index = _read(source, watch, _Picker(first))
+        found, index = _read(source, watch, _Picker(first))
         with containers.open_video(source, watch) as video:
             codec, container = video.stream.codec_context.name, video.container.format.name
             fps = index.fps if index.exact else float(video.stream.average_rate or 0)
-    height, width = frames.shape[1:3]
+    height, width = found.shape[1:3]
     return VideoInfo(counts[-1], width, height, fps, codec, container)
 
 

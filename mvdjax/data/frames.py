@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import av
@@ -17,16 +17,21 @@ from mvdjax.data.watchdog import UnreadableError
 MAX_BYTES = 4 * 1024**3
 
 
-class Sink:
-    """Collects the wanted frames as RGB."""
+# Makes what is kept of a frame, uint8 (h, w, 3), RGB, upright; alike in shape for all of a video.
+Each = Callable[[np.ndarray], np.ndarray]
 
-    def __init__(self, ids: np.ndarray, keys: Iterable[int]) -> None:
+
+class Sink:
+    """Collects the wanted frames as RGB, or what `each` makes of them while they are in the processor's cache."""
+
+    def __init__(self, ids: np.ndarray, keys: Iterable[int], each: Each | None = None) -> None:
         """`keys` names the frames of `np.unique(ids)`, as `offer` will."""
+        self._each = each
         unique, inverse = np.unique(ids, return_inverse=True)
         self._missing = {key: np.flatnonzero(inverse == i) for i, key in zip(range(len(unique)), keys, strict=True)}
         self._count = len(ids)
         self._out: np.ndarray | None = None
-        self._size = (0, 0)
+        self._size: tuple[int, int] | None = None
         self._matrix: np.ndarray | None = None
         self._reformatter = VideoReformatter()
 
@@ -36,13 +41,12 @@ class Sink:
         if places is None:
             return
         check_size(frame.width, frame.height)
-        if self._out is None:
+        if self._size is None:
             if self._count * frame.height * frame.width * 3 > MAX_BYTES:
                 raise UnreadableError(
                     f'is too large to give {self._count} frames of {frame.width} x {frame.height} at once'
                 )
             self._size = (frame.height, frame.width)
-            self._out = np.empty((self._count, frame.height, frame.width * 3), np.uint8)
             self._matrix = display_matrix(frame)
         if (frame.height, frame.width) != self._size:
             raise UnreadableError('changes its frame size on the way')
@@ -51,16 +55,24 @@ class Sink:
         except ValueError as error:
             raise UnreadableError(f'has pixels that cannot be converted: {error}') from error
         rows = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
-        self._out[places] = rows[: frame.height, : frame.width * 3]
+        made = rows[: frame.height, : frame.width * 3]
+        if self._each:
+            whole = _upright(made.reshape(1, *self._size, 3), self._matrix)[0]
+            made = self._each(whole if self._matrix is None else np.ascontiguousarray(whole))
+        if self._out is None:
+            self._out = np.empty((self._count, *made.shape), made.dtype)
+        self._out[places] = made
 
     def missing(self) -> bool:
         """Whether a wanted frame has not come."""
         return bool(self._missing)
 
     def result(self) -> np.ndarray:
-        """uint8 (ids, h, w, 3), upright; (0, 0, 0, 3) if nothing was wanted."""
-        if self._out is None:
+        """uint8 (ids, h, w, 3), upright, or what `each` made, stacked; (0, 0, 0, 3) if nothing was wanted."""
+        if self._out is None or self._size is None:
             return np.empty((0, 0, 0, 3), np.uint8)
+        if self._each:
+            return self._out
         frames = self._out.reshape(self._count, *self._size, 3)
         return np.ascontiguousarray(_upright(frames, self._matrix))
 

@@ -15,8 +15,8 @@ import av
 import numpy as np
 
 from mvdjax.data import frames
-from mvdjax.data.containers import Video, open_video, set_up
-from mvdjax.data.watchdog import UnreadableError, Watch
+from mvdjax.data.containers import Video, open_video
+from mvdjax.data.watchdog import UnreadableError
 
 # Containers that store a presentation time with every packet; in others FFmpeg guesses them.
 _TIMED = ('mov,mp4,m4a,3gp,3g2,mj2', 'matroska,webm', 'mpegts')
@@ -205,17 +205,20 @@ def _ranges(index: Index, positions: np.ndarray) -> list[tuple[int, int]]:
     return ranges
 
 
-def decode_ranges(video: Video, index: Index, ids: np.ndarray, unread: bool = False) -> np.ndarray:
+def decode_ranges(
+    video: Video, index: Index, ids: np.ndarray, unread: bool = False, each: frames.Each | None = None
+) -> np.ndarray:
     """Decodes frames of an exact index, feeding the decoder no packet that they do not need.
 
     Args:
-        video: the file the index was read from.
-        index: with `exact` True.
+        video: the file that the index, with `exact` True, was read from.
+        index: what it says.
         ids: int64 (n,) frames in [0, index.frames).
         unread: whether `video` still stands at its start.
+        each: see `frames.Sink`.
 
     Returns:
-        uint8 (n, h, w, 3).
+        uint8 (n, h, w, 3), or what `each` makes of the frames.
 
     Raises:
         UnreadableError, av.FFmpegError: a wanted frame did not come, or something else shows that the index is wrong
@@ -224,11 +227,11 @@ def decode_ranges(video: Video, index: Index, ids: np.ndarray, unread: bool = Fa
     ranges = _ranges(index, index.shown[np.unique(ids)])
     if index.packets is None:
         if unread:
-            return _decode_ranges(video, _read_ranges(video, index, ranges), index, ids)
+            return _decode_ranges(video, _read_ranges(video, index, ranges), index, ids, each)
         with open_video(video.source, video.watch) as again:
-            return _decode_ranges(again, _read_ranges(again, index, ranges), index, ids)
+            return _decode_ranges(again, _read_ranges(again, index, ranges), index, ids, each)
     kept = index.packets
-    return _decode_ranges(video, (iter(kept[first : last + 1]) for first, last in ranges), index, ids)
+    return _decode_ranges(video, (iter(kept[first : last + 1]) for first, last in ranges), index, ids, each)
 
 
 def _read_ranges(video: Video, index: Index, ranges: list[tuple[int, int]]) -> Iterator[Iterator[av.Packet]]:
@@ -271,11 +274,13 @@ def _hevc_layers(context: av.VideoCodecContext) -> bool:
     return extra is None or len(extra) < 23 or extra[0] != 1 or extra[21] >> 3 & 7 != 1
 
 
-def _decode_ranges(video: Video, ranges: Iterable[Iterator[av.Packet]], index: Index, ids: np.ndarray) -> np.ndarray:
+def _decode_ranges(
+    video: Video, ranges: Iterable[Iterator[av.Packet]], index: Index, ids: np.ndarray, each: frames.Each | None
+) -> np.ndarray:
     positions = index.shown[np.unique(ids)]
     times = index.pts[positions].tolist()
     wanted = set(times)
-    sink = frames.Sink(ids, times)
+    sink = frames.Sink(ids, times, each)
     context = video.stream.codec_context
     skipping = context.name == 'h264' or (context.name == 'hevc' and not _hevc_layers(context))
     for packets in ranges:
@@ -319,34 +324,6 @@ def _check(frame: av.VideoFrame, start: int, last: int | None) -> None:
         raise UnreadableError('marks a frame as a keyframe that is none')
 
 
-def decode_pictures(pictures: Iterable[tuple[int, bytes]], ids: np.ndarray, watch: Watch) -> np.ndarray:
-    """Decodes JPEG pictures with FFmpeg, as if they came out of a container.
-
-    Args:
-        pictures: (frame, its bytes) for each of `np.unique(ids)`, in order.
-        ids: int64 (n,) frames.
-        watch: over this read.
-
-    Returns:
-        uint8 (n, h, w, 3).
-
-    Raises:
-        UnreadableError, av.FFmpegError: one is not a whole picture.
-    """
-    sink = frames.Sink(ids, np.unique(ids).tolist())
-    context = av.CodecContext.create('mjpeg', 'r')
-    set_up(context)
-    for key, data in pictures:
-        watch.check()
-        for frame in context.decode(av.Packet(data)):
-            if frame.is_corrupt or frame.interlaced_frame:
-                raise UnreadableError('is damaged')
-            sink.offer(key, frame)
-    if sink.missing():
-        raise UnreadableError('lacks pictures')
-    return sink.result()
-
-
 def every_frame(video: Video, damage: frames.Damage) -> Iterator[av.VideoFrame]:
     """Decodes everything from the first packet, passing over what is damaged.
 
@@ -366,21 +343,22 @@ def every_frame(video: Video, damage: frames.Damage) -> Iterator[av.VideoFrame]:
             yield frame
 
 
-def decode_all(video: Video, ids: np.ndarray) -> tuple[np.ndarray, int]:
+def decode_all(video: Video, ids: np.ndarray, each: frames.Each | None = None) -> tuple[np.ndarray, int]:
     """Decodes everything from the first packet, passing over what is damaged, and counts.
 
     Args:
         video: freshly opened.
         ids: int64 (n,) frames to keep.
+        each: see `frames.Sink`.
 
     Returns:
-        uint8 (n, h, w, 3), of which the frames at or beyond the count are undefined; the number of frames up to the
-        end, or to where damage begins that lasts to the end.
+        uint8 (n, h, w, 3), or what `each` makes of the frames, undefined at or beyond the count; the number of frames
+        up to the end, or to where damage begins that lasts to the end.
 
     Raises:
         UnreadableError: a wanted frame is damaged, or refers to one that is.
     """
-    sink = frames.Sink(ids, np.unique(ids).tolist())
+    sink = frames.Sink(ids, np.unique(ids).tolist(), each)
     damage = frames.Damage()
     for frame in every_frame(video, damage):
         sink.offer(damage.frames - 1, frame)

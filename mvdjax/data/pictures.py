@@ -22,8 +22,8 @@ from typing import Any
 import av
 import numpy as np
 
-from mvdjax.data import packets
-from mvdjax.data.containers import open_video
+from mvdjax.data import frames, packets
+from mvdjax.data.containers import open_video, set_up
 from mvdjax.data.watchdog import UnreadableError, Watch
 
 _MAGIC = b'mvdjax pictures1'
@@ -105,19 +105,19 @@ def _rows(file: int, start: int, video: bytes) -> np.ndarray:
     return np.array(rows if provable else [], _ROW)
 
 
-def find_damage(path: str, shard: str, described: Sequence[int], frames: Sequence[int]) -> str:
+def find_damage(path: str, shard: str, described: Sequence[int], counts: Sequence[int]) -> str:
     """What is wrong first with the list of a shard's pictures, or with a picture; or ''.
 
     Args:
       path: what `write` has written.
       shard: the shard.
       described: what `describe` said of it then.
-      frames: how many pictures each of the shard's videos has.
+      counts: how many pictures each of the shard's videos has.
     """
     video = 0
     try:
         opened = Shard(shard, path, described)
-        for video, count in enumerate(frames):
+        for video, count in enumerate(counts):
             rows = opened.rows(video)
             if len(rows) not in (0, count):
                 return f'video {video} has {len(rows)} of {count} pictures in {path}'
@@ -239,3 +239,34 @@ class Pack:
             return Shard(*self._shards[number], self._described[number])
         except (OSError, UnreadableError):  # whole examples are read instead
             return None
+
+
+def decode(
+    pictures: Iterable[tuple[int, bytes]], ids: np.ndarray, watch: Watch, each: frames.Each | None = None
+) -> np.ndarray:
+    """Decodes JPEG pictures with FFmpeg, as if they came out of a container.
+
+    Args:
+        pictures: (frame, its bytes) for each of `np.unique(ids)`, in order.
+        ids: int64 (n,) frames.
+        watch: over this read.
+        each: see `frames.Sink`.
+
+    Returns:
+        uint8 (n, h, w, 3), or what `each` makes of the frames.
+
+    Raises:
+        UnreadableError, av.FFmpegError: one is not a whole picture.
+    """
+    sink = frames.Sink(ids, np.unique(ids).tolist(), each)
+    context = av.CodecContext.create('mjpeg', 'r')
+    set_up(context)
+    for key, data in pictures:
+        watch.check()
+        for frame in context.decode(av.Packet(data)):
+            if frame.is_corrupt or frame.interlaced_frame:
+                raise UnreadableError('is damaged')
+            sink.offer(key, frame)
+    if sink.missing():
+        raise UnreadableError('lacks pictures')
+    return sink.result()

@@ -5,11 +5,13 @@ from collections.abc import Callable
 import numpy as np
 
 
-def read_frames(path: str, pick: Callable[[int], np.ndarray]) -> np.ndarray:
+def read_frames(
+    path: str, pick: Callable[[int], np.ndarray], each: Callable[[np.ndarray], np.ndarray] | None = None
+) -> np.ndarray:
     """`decode.read_frames` of a path as lists have it: local, in an object store or in a pack."""
     from mvdjax.data import decode, media
 
-    return decode.read_frames(media.fetch_clip(path), pick)
+    return decode.read_frames(media.fetch_clip(path), pick, each)
 
 
 def read_image(path: str) -> np.ndarray:

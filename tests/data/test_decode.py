@@ -9,6 +9,8 @@ from video_files import X264, available, check_against, chosen, encode, opened, 
 
 from mvdjax.data import decode, packets
 from mvdjax.data.decode import Blob, probe, read_frames
+from mvdjax.data.recipes import pretrain
+from mvdjax.data.schema import Record
 
 
 @pytest.fixture(scope='module')
@@ -65,6 +67,37 @@ def test_one_step_answers_any_order_with_repeats(mp4):
     assert frames.dtype == np.uint8
     assert frames.flags.c_contiguous
     np.testing.assert_array_equal(frames, sequential(mp4)[ids])
+
+
+@pytest.mark.parametrize('name', ['plain.mp4', 'turned.mp4', 'counted.avi'])
+def test_what_is_made_of_each_frame_is_made_of_the_frames_upright(name, folder, mp4):
+    path = {
+        'plain.mp4': lambda: mp4,
+        'turned.mp4': lambda: encode(folder / name, 'libx264', frames=12, rotation=90),
+        'counted.avi': lambda: encode(folder / name, 'mpeg4', frames=12),
+    }[name]()
+    ids, seen = [3, 9, 3, 0], []
+
+    def each(frame):
+        seen.append(frame.shape)
+        return frame[1:4, 2:9].astype(np.int16) + 1
+
+    whole, made = read_frames(path, chosen(ids)), read_frames(path, chosen(ids), each)
+    np.testing.assert_array_equal(made, whole[:, 1:4, 2:9].astype(np.int16) + 1)
+    assert seen == [whole.shape[1:]] * 3
+    assert read_frames(path, chosen(np.zeros(0, int)), each).shape == (0, 0, 0, 3)
+
+
+@pytest.mark.parametrize('resize', ['fast', 'exact'])
+def test_frames_cropped_one_by_one_are_the_crops_of_the_clip(mp4, resize):
+    """Alone, a crop is made as frames come; with a teacher's size beside it, of the whole clip."""
+    options = {'size': 48, 'length': 8, 'stride': 2, 'patch': (2, 8, 8), 'mask': {'kind': 'tube', 'ratio': 0.75}}
+    recipes = [pretrain.Recipe(**options, resize=resize, teacher_size=second) for second in (0, 40)]
+    for seed in range(6):
+        one, two = (recipe(Record(str(mp4), 0, 1), np.random.default_rng(seed)) for recipe in recipes)
+        for name in ('video', 'mask'):
+            np.testing.assert_array_equal(one[name], two[name])
+        assert one['video'].flags.c_contiguous
 
 
 def test_no_indices_give_no_frames(mp4):

