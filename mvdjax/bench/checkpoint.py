@@ -137,7 +137,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError('--rows, --steps and --repeats must be at least 1')
     config = configs.load(args.config, args.overrides)
     with config.unlocked():
-        shorten(config, args.rows, args.dtype, scan=True)
+        shorten(config, args.rows, args.dtype, 'scan')
     plain, saving = [], []
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         bench = Bench(plan_step.make_step(config, plan_topology.find('local:1')), folder)

@@ -7,8 +7,8 @@ from mvdjax.convert.architecture import Architecture, Given
 from mvdjax.convert.families import Family
 from mvdjax.errors import UserError
 
-# Hugging Face's default, which is not the originals' 1e-6. In its pretraining decoder's and its classifier's own norm it
-# has 1e-5 whatever the config says: what follows these agrees to about 1e-5, not to the bit.
+# Hugging Face's default, which is not the originals' 1e-6. In its pretraining decoder's and its classifier's own norm
+# it has 1e-5 whatever the config says: what follows these agrees to about 1e-5, not to the bit.
 EPSILON = 1e-12
 LARGEST_EPSILON = 1e-4  # none is trained with more: it would be another unit, or a mistake
 
