@@ -25,7 +25,7 @@ from mvdjax.console import say
 from mvdjax.errors import UserError
 
 TOPOLOGIES = ('v5e:16x16', 'v6e:16x16', 'v5p:8x8x8', 'H100:8', 'H200:8')
-NOT_PUBLISHED = ('demo_nano', 'own_videos')
+NOT_PUBLISHED = re.compile('demo_|own_videos|tokenizer')  # demonstrations, and what is ours
 NO_ROOM = 0.98  # of a TPU's memory by the data sheet is what its compiler has to give
 
 NAMES = {
@@ -68,7 +68,9 @@ weights, and the activations that the traced gradient keeps alive; 92 % of a GPU
 
 def published(folder: str = 'configs') -> list[str]:
     """The configs of published runs."""
-    found = sorted(path for path in Path(folder).glob('*/[!_]*.py') if path.stem not in NOT_PUBLISHED)
+    found = sorted(
+        path for path in Path(folder).glob('*/[!_]*.py') if not NOT_PUBLISHED.match(path.stem.removeprefix('in1k_'))
+    )
     if not found:
         raise UserError(f'there are no configs in {folder}/: start the command in the folder of the repository')
     return [path.as_posix() for path in found]
