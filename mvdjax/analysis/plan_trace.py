@@ -64,13 +64,24 @@ def inner(eqn: Any) -> list[Any]:
     return found
 
 
+def _flops(eqn: Any) -> float:
+    """Of a matrix product or a convolution; places where a window meets padding are counted, too."""
+    if eqn.primitive.name == 'dot_general':
+        (contracted, _), _ = eqn.params['dimension_numbers']
+        sides = [eqn.invars[0].aval.shape[i] for i in contracted]
+    elif eqn.primitive.name == 'conv_general_dilated':
+        kernel, outputs = eqn.invars[1].aval.shape, eqn.params['dimension_numbers'].rhs_spec[0]
+        sides = [side for i, side in enumerate(kernel) if i != outputs]
+    else:
+        return 0.0
+    return 2.0 * math.prod(eqn.outvars[0].aval.shape) * math.prod(sides)
+
+
 def products(jaxpr: Any, times: float = 1.0, hidden: Shapes = frozenset()) -> Iterator[Product]:
-    """Every matrix product of a program; `hidden` values cost it no bytes."""
+    """Every matrix product and convolution of a program; `hidden` values cost it no bytes."""
     for eqn in jaxpr.eqns:
-        if eqn.primitive.name == 'dot_general':
-            (contracted, _), _ = eqn.params['dimension_numbers']
-            shape = eqn.invars[0].aval.shape
-            flops = 2.0 * math.prod(eqn.outvars[0].aval.shape) * math.prod(shape[i] for i in contracted)
+        flops = _flops(eqn)
+        if flops:
             yield Product(flops, sum(size(v, hidden) for v in (*eqn.invars, *eqn.outvars)), times)
         often = eqn.params['length'] if eqn.primitive.name == 'scan' else 1
         for part in inner(eqn):
@@ -84,7 +95,7 @@ def flops(jaxpr: Any) -> float:
 
 def _heavy(eqn: Any) -> bool:
     """Whether an equation holds a product, and is therefore not fused into what comes before and after it."""
-    return eqn.primitive.name == 'dot_general' or any(next(products(part), None) is not None for part in inner(eqn))
+    return bool(_flops(eqn)) or any(next(products(part), None) is not None for part in inner(eqn))
 
 
 def peak_bytes(jaxpr: Any, hidden: Shapes = frozenset()) -> float:

@@ -145,6 +145,15 @@ def test_a_trace_is_linear_in_the_clips():
     assert list(found.products(5)) == list(traces.products(direct))
 
 
+def test_convolutions_are_products():
+    """A 3 x 3 window over 5 channels, 7 of them out, at 6 x 6 places of 2 samples."""
+    x, kernel = (jax.ShapeDtypeStruct(shape, np.float32) for shape in ((2, 8, 8, 5), (3, 3, 5, 7)))
+    jaxpr = jax.make_jaxpr(
+        lambda x, k: jax.lax.conv_general_dilated(x, k, (1, 1), 'VALID', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+    )(x, kernel).jaxpr
+    assert traces.flops(jaxpr) == 2 * (2 * 6 * 6 * 7) * (3 * 3 * 5)
+
+
 def test_fused_attention_keeps_its_logits():
     """What the two ways differ by is the logits' bytes: written by one product, read by the other."""
     b, n, heads, width = 2, 64, 2, 8
