@@ -101,10 +101,11 @@ def _time(plan: dict[str, Any]) -> Iterator[str]:
         yield 'no step time: the peak rates of this device are not known'
         return
     memory = time['seconds_memory']
-    parts = f'{time["seconds_compute"] * 1e3:.1f} arithmetic alone, '
-    parts += '' if memory is None else f'{memory * 1e3:.1f} memory alone, '
-    parts += f'{time["seconds_work"] * 1e3:.1f} the slower of the two, {time["seconds_links"] * 1e3:.1f} links'
-    yield f'step {time["seconds_step"] * 1e3:.1f} ms ({parts}), {time["clips_per_second"]:.0f} clips/s, ' + (
+    by = ' by formula' if time['from'] == 'formula' else ''
+    parts = f'{time["seconds_compute"] * 1e3:.4g} arithmetic alone, '
+    parts += '' if memory is None else f'{memory * 1e3:.4g} memory alone, '
+    parts += f'{time["seconds_work"] * 1e3:.4g} the slower of the two, {time["seconds_links"] * 1e3:.3g} links'
+    yield f'step{by} {time["seconds_step"] * 1e3:.4g} ms ({parts}), {time["clips_per_second"]:.0f} clips/s, ' + (
         f'MFU {100 * time["mfu"]:.0f} %'
     )
     if time['hours'] is not None:

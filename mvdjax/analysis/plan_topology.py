@@ -97,10 +97,12 @@ def _tpu(name: str, kind: str, shape: str) -> Topology:
             f"compiling for {name} needs libtpu, which is not installed: pip install 'mvdjax[tpu]' "
             '(any Linux machine will do, no TPU is needed)'
         ) from error
-    # No TPU is looked for, neither as a device nor through the metadata server of a cloud machine.
+    # No TPU is looked for, neither as a device nor through the metadata server of a cloud machine, and several plans
+    # may be made at once.
     os.environ['TPU_SKIP_MDS_QUERY'] = '1'
-    os.environ.setdefault('TPU_STDERR_LOG_LEVEL', '3')
-    os.environ.setdefault('TPU_MIN_LOG_LEVEL', '3')
+    quiet = {'TPU_STDERR_LOG_LEVEL': '3', 'TPU_MIN_LOG_LEVEL': '3', 'TPU_WORKER_HOSTNAMES': 'localhost'}
+    for variable, value in {**quiet, 'ALLOW_MULTIPLE_LIBTPU_LOAD': '1'}.items():
+        os.environ.setdefault(variable, value)
     jax.config.update('jax_platforms', 'cpu')
     from jax.experimental import topologies
 
