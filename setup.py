@@ -43,6 +43,7 @@ EXTRAS = {
     ],
     'torch': ['torch>=2.6,<2.14', 'safetensors>=0.5,<1', 'transformers>=4.45,<6'],
     'decord': ['decord>=0.6,<0.7'],  # only as a peer of `mvdjax bench loader`
+    'wandb': ['wandb>=0.18,<1'],
     'tpu': ['jax[tpu]>=0.10,<0.13'],
     'cuda': ['jax[cuda12]>=0.10,<0.13'],
 }

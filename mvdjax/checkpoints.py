@@ -1,147 +1,51 @@
-"""Checkpoints: Orbax on disk, a strict loader between stages, and one place that decides where a run starts.
+"""Checkpoints on disk: where they are and what is in them.
 
-A step directory holds the items `params`, `ema` (if the run has one), `train` (step, skipped, optimizer state) and
-`meta` (JSON: config, input shape, class names, schema version, data position, where the weights come from and under
-what licence). A later stage reads `params` or `ema` alone.
+A step directory holds the items `params`, `ema` (if the run has one), `train` (step, skipped, optimizer state), `meta`
+(JSON: config, input shape, class names, schema version, data position, where the weights come from and under what
+licence) and `fingerprints` (see mvdjax/fingerprints.py), and `verified.json` (see mvdjax/integrity.py). A later stage
+reads `params` or `ema` alone. How a run writes and keeps them is in mvdjax/saving.py; docs/checkpoints.md is the user's
+side of it.
 """
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, MutableMapping
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from jax.sharding import Mesh
-from orbax.checkpoint import checkpoint_managers as policies
 
-from mvdjax import sharding, trees
+from mvdjax import processes, trees
 from mvdjax.errors import UserError
-from mvdjax.train_state import TrainState
 
 SCHEMA_VERSION = 1
 FOLDER = 'checkpoints'
 
 
-class Checkpoints:
-    """The checkpoints of one run, saved asynchronously; a context manager that waits for the last save."""
-
-    def __init__(self, workdir: str, keep: int) -> None:
-        """Opens (and makes) the checkpoint folder of a workdir; keeps the newest `keep`."""
-        self._manager = ocp.CheckpointManager(
-            epath.Path(workdir).resolve() / FOLDER,
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=policies.LatestN(keep), cleanup_tmp_directories=True
-            ),
-        )
-
-    def __enter__(self) -> 'Checkpoints':
-        """Self."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Waits for the last save and closes."""
-        self._manager.close()
-
-    def latest(self) -> int | None:
-        """The newest committed step, or None.
-
-        Raises:
-          UserError: the checkpoint is a converted one, which no run can go on from.
-        """
-        step = self._manager.latest_step()
-        if step == 0:
-            raise UserError(
-                f'{self._manager.directory} holds converted weights, not a run: give their workdir as init.checkpoint '
-                'and the run a workdir of its own'
-            )
-        return step
-
-    def save(self, state: TrainState, meta: Mapping[str, Any]) -> None:
-        """Starts saving; returns once the state may be donated. A step that is already there is left alone.
-
-        Raises:
-          UserError: an earlier save failed, or the disk is full.
-        """
-        step = int(state.step)
-        if step in self._manager.all_steps():
-            return
-        items: dict[str, Any] = {
-            'params': ocp.args.StandardSave(state.params),
-            'train': ocp.args.StandardSave(_train_item(state)),
-            'meta': ocp.args.JsonSave(dict(meta)),
-        }
-        if state.ema is not None:
-            items['ema'] = ocp.args.StandardSave(state.ema)
-        try:
-            self._manager.check_for_errors()
-            self._manager.save(step, args=ocp.args.Composite(**items), force=True)
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f'saving step {step} to {self._manager.directory} failed ({error}); earlier checkpoints are untouched. '
-                'Free space or fix the permissions and start the same command again'
-            ) from error
-
-    def wait(self) -> None:
-        """Blocks until every save is committed."""
-        self._manager.wait_until_finished()
-
-    def restore(self, step: int, abstract: TrainState, mesh: Mesh) -> TrainState:
-        """The state of a step, placed on `mesh` whatever mesh saved it.
-
-        Raises:
-          UserError: the checkpoint is of another model or optimizer, or damaged.
-        """
-        self._check_fits(step, abstract.params)
-        placed = jax.tree.map(
-            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-            abstract,
-            sharding.tree_sharding(abstract, mesh),
-        )
-        items = {
-            'params': ocp.args.StandardRestore(placed.params),
-            'train': ocp.args.StandardRestore(_train_item(placed)),
-        }
-        if abstract.ema is not None:
-            items['ema'] = ocp.args.StandardRestore(placed.ema)
-        try:
-            found = self._manager.restore(step, args=ocp.args.Composite(**items))
-        except Exception as error:
-            raise UserError(
-                f'step {step} in {self._manager.directory} cannot be resumed with this config '
-                f'({_first_line(error)}); restore the config that wrote it, or use a new workdir'
-            ) from error
-        train = found['train']
-        ema = found['ema'] if abstract.ema is not None else None
-        return TrainState(train['step'], train['skipped'], found['params'], train['opt_state'], ema)
-
-    def _check_fits(self, step: int, params: Any) -> None:
-        """Refuses another model before Orbax reads: a read that fails half-way leaves tracebacks on stderr."""
-        stored = _stored_shapes(epath.Path(self._manager.directory) / str(step) / 'params')
-        wanted = {name: tuple(leaf.shape) for name, leaf in trees.flatten(params).items()}
-        names = [name for name in sorted(stored.keys() | wanted.keys()) if stored.get(name) != wanted.get(name)]
-        if names:
-            shown = [f'{n} is {stored.get(n, "missing")}, expected {wanted.get(n, "nothing")}' for n in names[:3]]
-            raise UserError(
-                f'step {step} in {self._manager.directory} cannot be resumed with this config: {"; ".join(shown)}'
-                f'{" ..." if len(names) > 3 else ""}; restore the config that wrote it, or use a new workdir'
-            )
-
-
-def _stored_shapes(item: epath.Path) -> dict[str, tuple[int, ...]]:
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+def stored_shapes(item: epath.Path) -> dict[str, tuple[int, ...]]:
+    """{path: shape} of an item of a checkpoint; reads no array."""
+    with alone_reader() as reader:
         tree = reader.metadata(item).item_metadata.tree
     return {name: tuple(leaf.shape) for name, leaf in trees.flatten(tree).items()}
 
 
-def _train_item(state: TrainState) -> dict[str, Any]:
-    return {'step': state.step, 'skipped': state.skipped, 'opt_state': state.opt_state}
+def alone_reader() -> ocp.Checkpointer:
+    """Reads for this process alone: Orbax else waits until all processes read the same."""
+    me = processes.index()
+    alone = ocp.options.MultiprocessingOptions(me, {me}, f'reader_{me}')
+    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(multiprocessing_options=alone), multiprocessing_options=alone)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says, in a line."""
     return str(error).strip().split('\n', 1)[0][:300]
+
+
+def step_numbers(folder: epath.Path) -> list[int]:
+    """The steps in a checkpoint folder, in order; those of a save under way and those set aside are not among them."""
+    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.is_dir() else []
 
 
 def find_step_folder(path: str) -> epath.Path:
@@ -198,7 +102,7 @@ class StoredParams(MutableMapping[str, np.ndarray]):
         """
         self._item = _params_item(path, use_ema)
         with _explained(self._item):
-            self.shapes = _stored_shapes(self._item)
+            self.shapes = stored_shapes(self._item)
         self._names = dict.fromkeys(self.shapes)
 
     def __getitem__(self, name: str) -> np.ndarray:
@@ -207,7 +111,7 @@ class StoredParams(MutableMapping[str, np.ndarray]):
             raise KeyError(name)
         wanted = trees.unflatten({name: np.empty(0)})  # only its place in the tree counts
         args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
-        with _explained(self._item), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        with _explained(self._item), alone_reader() as reader:
             restore = ocp.args.PyTreeRestore(wanted, restore_args=args, partial_restore=True)
             return trees.flatten(reader.restore(self._item, args=restore))[name]
 
@@ -246,7 +150,7 @@ def _explained(item: epath.Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise UserError(f'{item} cannot be read ({_first_line(error)}): the checkpoint is damaged or incomplete') from (
+        raise UserError(f'{item} cannot be read ({first_line(error)}): the checkpoint is damaged or incomplete') from (
             error
         )
 
@@ -258,7 +162,7 @@ def read_params(path: str, use_ema: bool = False) -> dict[str, np.ndarray]:
       UserError: no checkpoint there, no EMA in it, or a damaged one.
     """
     item = _params_item(path, use_ema)
-    with _explained(item), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+    with _explained(item), alone_reader() as reader:
         tree = reader.metadata(item).item_metadata.tree
         args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
         return trees.flatten(reader.restore(item, args=ocp.args.PyTreeRestore(restore_args=args)))

@@ -14,25 +14,20 @@ A section is the keyword arguments of exactly one callable, so a misspelt or mis
 """
 
 import argparse
-import ast
-import contextlib
-import importlib
 import inspect
-import os
+import json
 import re
-import runpy
-import sys
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import ml_collections
 
-from mvdjax import keywords, optimizers, sharding
+from mvdjax import config_file, keywords, optimizers, sharding
 from mvdjax.data.mixing import Source
 from mvdjax.data.pipeline import Data, recipe_class
 from mvdjax.errors import UserError
 from mvdjax.settings import Init, Run, SideStream
+from mvdjax.tasks import task_class
 
 OPTIONAL = ('streams',)
 SECTIONS = ('task_name', 'task', 'data', 'evals', 'optim', 'init', 'run', 'mesh')
@@ -53,17 +48,7 @@ def make_task(config: ml_collections.ConfigDict) -> Any:
     Raises:
       UserError: no such task, or a wrong key.
     """
-    return build(_task_class(config.task_name), section(config, 'task'), 'task')
-
-
-def _task_class(name: str) -> Any:
-    module = f'mvdjax.tasks.{name}'
-    try:
-        return importlib.import_module(module).Task
-    except ModuleNotFoundError as error:
-        if error.name != module:
-            raise
-        raise UserError(f'config.task_name: there is no task {name!r}; see mvdjax/tasks') from error
+    return build(task_class(config.task_name), section(config, 'task'), 'task')
 
 
 def section(config: ml_collections.ConfigDict, name: str) -> dict[str, Any]:
@@ -102,8 +87,7 @@ def load(spec: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
     Raises:
       UserError: no such file, a file that fails, an unknown key or a value of another type.
     """
-    path, _, arg = (spec, '', '') if os.path.exists(spec) else spec.rpartition(':') if ':' in spec else (spec, '', '')
-    config = _call(path, arg)
+    path, config = config_file.read(spec)
     for name in config:
         if name not in (*SECTIONS, *OPTIONAL):
             hint = keywords.nearest(name, (*SECTIONS, *OPTIONAL))
@@ -124,51 +108,15 @@ def load(spec: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
     # What decides which keys there are comes first, then the defaults, then the values.
     early = [text for text in overrides if re.match(r'--config\.(task_name|(.+\.)?data\.recipe)=', text)]
     for override in early:
-        _override(config, override)
+        config_file.override(config, override)
     for node, function, _, _ in _calls(config):
         _fill(node, function)
     for override in overrides:
         if override not in early:
-            _override(config, override)
+            config_file.override(config, override)
     for node, function, name, positional in _calls(config):
         keywords.check(function, node.to_dict(), f'config.{name}', positional)
     return config.lock()
-
-
-@contextlib.contextmanager
-def _folder_first(path: str) -> Iterator[None]:
-    """A file's own folder comes first on sys.path, as Python has it for a script; afterwards all is as it was before.
-
-    The modules of the folder are forgotten too: another folder's config may have a helper of the same name.
-    """
-    folder = os.path.dirname(os.path.abspath(path))
-    names = {name.removesuffix('.py') for name in os.listdir(folder) if name.endswith('.py')}
-    paths, modules = sys.path[:], {name: sys.modules.pop(name) for name in names & sys.modules.keys()}
-    sys.path.insert(0, folder)
-    try:
-        yield
-    finally:
-        sys.path[:] = paths
-        for name in names & sys.modules.keys():
-            del sys.modules[name]
-        sys.modules.update(modules)
-
-
-def _call(path: str, arg: str) -> ml_collections.ConfigDict:
-    """What the file's `get_config` returns."""
-    if not os.path.isfile(path):
-        raise UserError(f'config file {path} does not exist; the configs that come with mvdjax are in configs/')
-    try:
-        with _folder_first(path):
-            get_config = runpy.run_path(path).get('get_config')
-            config = get_config(*([arg] if arg else [])) if callable(get_config) else None
-    except Exception as error:
-        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
-        where = f'{path}:{lines[-1]}' if lines else path
-        raise UserError(f'config {where} failed with {type(error).__name__}: {error}') from error
-    if not isinstance(config, ml_collections.ConfigDict):
-        raise UserError(f'config {path} must define get_config(arg), which returns a ml_collections.ConfigDict')
-    return config
 
 
 def _calls(config: ml_collections.ConfigDict) -> Iterator[tuple[ml_collections.ConfigDict, Any, str, int]]:
@@ -176,7 +124,7 @@ def _calls(config: ml_collections.ConfigDict) -> Iterator[tuple[ml_collections.C
     for name in (*SECTIONS, *OPTIONAL):
         if name != 'task_name' and not isinstance(config[name], ml_collections.ConfigDict):
             raise UserError(f'config.{name} must be a section of keys, not {config[name]!r}')
-    yield config.task, _task_class(config.task_name), 'task', 0
+    yield config.task, task_class(config.task_name), 'task', 0
     kinds = [p.kind for p in inspect.signature(optimizers.make_optimizer).parameters.values()]
     yield config.optim, optimizers.make_optimizer, 'optim', len(kinds) - kinds.count(inspect.Parameter.KEYWORD_ONLY)
     yield config.init, Init, 'init', 0
@@ -218,61 +166,22 @@ def _fill(node: ml_collections.ConfigDict, function: Callable[..., Any]) -> None
             node[key] = parameter.default
 
 
+def flat(config: Any) -> dict[str, Any]:
+    """A config, or the dict that a checkpoint keeps of one, as {'a.b': JSON value}."""
+    if isinstance(config, ml_collections.ConfigDict):
+        config = json.loads(json.dumps(config.to_dict()))
+    found: dict[str, Any] = {}
+    for name, child in config.items():
+        if isinstance(child, Mapping):
+            found |= {f'{name}.{key}': value for key, value in flat(child).items()}
+        else:
+            found[name] = child
+    return found
+
+
 def from_meta(meta: Mapping[str, Any]) -> ml_collections.ConfigDict:
     """The config that a checkpoint carries (see `checkpoints.read_meta`)."""
     return ml_collections.ConfigDict(meta['config']).lock()
-
-
-def _override(config: ml_collections.ConfigDict, text: str) -> None:
-    """Applies '--config.a.b=value'."""
-    name, equals, raw = text.removeprefix('--config.').partition('=')
-    if not equals or not text.startswith('--config.'):
-        raise UserError(f'{text!r} is not an override; write --config.section.key=value')
-    *parents, key = name.split('.')
-    node: Any = config
-    for i, parent in enumerate([*parents, key]):
-        if not isinstance(node, ml_collections.ConfigDict) or parent not in node:
-            known = list(node) if isinstance(node, ml_collections.ConfigDict) else []
-            hint = keywords.nearest(parent, known)
-            where = '.'.join(['config', *parents[:i]])
-            raise UserError(f'{text}: {where} has no key {parent!r}; {hint}it has {", ".join(known) or "no keys"}')
-        if i < len(parents):
-            node = node[parent]
-    old = node[key]
-    with node.ignore_type():  # _parse has checked the type, and None may become anything
-        node[key] = _free(raw) if old is None else _parse(raw, old, text)
-
-
-def _free(raw: str) -> Any:
-    """A value of no known type: a Python literal if it is one, else the string itself."""
-    try:
-        return ast.literal_eval(raw)
-    except (ValueError, SyntaxError):
-        return raw
-
-
-def _parse(raw: str, old: Any, text: str) -> Any:
-    """`raw` as the type of the value it replaces.
-
-    Raises:
-      UserError: it is of another type.
-    """
-    if isinstance(old, str):
-        return raw
-    if isinstance(old, ml_collections.ConfigDict) and raw != 'None':
-        raise UserError(
-            f'{text}: that is a section; change one of its keys, {", ".join(old) or "of which it has none"}'
-        )
-    value = {'true': True, 'false': False}.get(raw.lower(), _free(raw)) if isinstance(old, bool) else _free(raw)
-    if isinstance(old, float) and type(value) is int:
-        value = float(value)
-    if isinstance(old, tuple | list) and isinstance(value, tuple | list):
-        return type(old)(value)
-    if type(old) is int and type(value) in (float, tuple):
-        return value  # `epochs: 40` may be 0.5 and `size: 224` (224, 320); `keywords.check` knows what may not
-    if value is not None and type(value) is not type(old):
-        raise UserError(f'{text}: {raw!r} is not of type {type(old).__name__}, like {old!r} that it would replace')
-    return value
 
 
 def add_config_argument(parser: argparse.ArgumentParser) -> None:

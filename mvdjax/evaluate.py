@@ -5,19 +5,28 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import ml_collections
 from jax.sharding import Mesh
 
-from mvdjax import checkpoints, handover, sharding
+from mvdjax import checkpoints, handover, processes, sharding, topology
 from mvdjax import config as configs
 from mvdjax.console import progress_bar, say
-from mvdjax.data.pipeline import BadFiles, Data, empty_sample, eval_batches, read_bad_files
-from mvdjax.data.sources import check_same_classes
+from mvdjax.data.pipeline import (
+    BadFiles,
+    Data,
+    empty_sample,
+    eval_batches,
+    merge_bad_files,
+    read_bad_files,
+    remove_bad_files,
+)
+from mvdjax.data.sources import check_same_classes, fingerprint
 from mvdjax.errors import UserError
+from mvdjax.settings import Run
 from mvdjax.tasks.base import Task, check_backbone
 
 
@@ -28,10 +37,12 @@ class EvalSet:
     Attributes:
       data: section of `data.pipeline.Data`, usually with the recipe 'views'.
       batch: videos per step over all devices; changes the speed and the memory, never the result.
+      note: what to know about the scores of this set; printed with them.
     """
 
     data: Mapping[str, Any]
     batch: int
+    note: str = ''
 
     def __post_init__(self) -> None:
         """Refuses an empty batch."""
@@ -63,8 +74,10 @@ def eval_set(config: ml_collections.ConfigDict, name: str) -> EvalSet:
 class SetEvaluator:
     """Runs a task's evaluators on one set. Made once and called often, it compiles once."""
 
-    def __init__(self, task: Task, spec: EvalSet, mesh: Mesh, bad_file: str | None) -> None:
-        """`bad_file` is where unreadable files are listed, or None."""
+    def __init__(
+        self, task: Task, spec: EvalSet, mesh: Mesh, bad_file: str | None, precision: str | None = None
+    ) -> None:
+        """`bad_file` is where unreadable files are listed, or None; `precision`: see `settings.Run`."""
         self._task, self._mesh, self._bad_file = task, mesh, bad_file
         self._data = spec.make_data()
         self.files = self._data.read()
@@ -76,24 +89,26 @@ class SetEvaluator:
         rows = mesh.shape['data'] * mesh.shape['fsdp']
         self._batch = -(-spec.batch // rows) * rows  # padded rows are masked, so rounding up costs nothing but time
         self._empty = empty_sample(self._data, self.files)
-        self._predict = jax.jit(task.predict, out_shardings=sharding.replicated(mesh))
+        predict = sharding.traced_on(mesh, task.predict, precision)
+        self._predict = jax.jit(predict, out_shardings=sharding.replicated(mesh))
 
-    def __call__(self, params: Any, frozen: Any) -> dict[str, Any]:
-        """Evaluates.
+    def __call__(self, params: Any, frozen: Any, beat: Callable[[], None] = lambda: None) -> dict[str, Any]:
+        """Evaluates; calls `beat` after every batch, as a sign of life.
 
         Returns:
           {metric: number, 'scored': videos that count, 'videos': videos in the list}.
         """
         evaluators = self._task.evaluators()
         scored = 0
+        parts, of = topology.batch_parts(self._mesh, processes.index())
         batches = eval_batches(
             self._data,
             self.files,
             batch=self._batch,
             empty=self._empty,
-            bad=BadFiles(self._bad_file),
-            process=jax.process_index(),
-            processes=jax.process_count(),
+            bad=BadFiles(self._bad_file, processes.index()),
+            parts=parts,
+            of=of,
         )
         with progress_bar(len(self.files.records), 0, 'video') as bar:
             for host in batches:
@@ -104,6 +119,7 @@ class SetEvaluator:
                     evaluator.update(outputs, info)
                 scored += int(info['valid'].sum())
                 bar.update(len(info['valid']))
+                beat()
         numbers = {name: value for e in evaluators.values() for name, value in e.result().items()}
         return {**numbers, 'scored': scored, 'videos': len(self.files.records)}
 
@@ -139,18 +155,24 @@ def evaluate(
     folder = str(checkpoints.find_step_folder(checkpoint))
     make_writable(output)
     bad_file = os.path.join(output, 'bad_videos.jsonl')
-    if os.path.exists(bad_file):
-        os.remove(bad_file)
+    if processes.is_main():
+        remove_bad_files(bad_file)
+    processes.barrier('old record removed')
     mesh = configs.build(sharding.make_mesh, configs.section(config, 'mesh'), 'mesh')
     task = configs.make_task(config)
     spec = eval_set(config, set_name)
     data = spec.make_data()
     files = data.read()
+    mark = {set_name: fingerprint(files.records), 'records': len(files.records)}
+    processes.check_same('list', mark, 'give all hosts the same list')
     check_same_classes(checkpoints.read_meta(checkpoint)['class_names'], checkpoint, files)
     one = {name: value[None] for name, value in empty_sample(data, files).items()}
     frozen, params = load_frozen_and_params(task, checkpoint, use_ema, mesh, one)
-    numbers = SetEvaluator(task, spec, mesh, bad_file)(params, frozen)
+    run: Run = configs.build(Run, configs.section(config, 'run'), 'run')
+    numbers = SetEvaluator(task, spec, mesh, bad_file, run.matmul_precision)(params, frozen)
+    processes.barrier('evaluated')
     bad = read_bad_files(bad_file)
+    processes.barrier('record read')
     results = {
         'checkpoint': folder,
         'set': set_name,
@@ -161,12 +183,15 @@ def evaluate(
         'undecodable': bad,
         'seconds': round(time.time() - start, 1),
     }
-    if jax.process_index() == 0:
+    if processes.is_main():
+        merge_bad_files(bad_file)
         path = os.path.join(output, 'results.json')
         with open(path + '.tmp', 'w', encoding='utf-8') as file:
             json.dump(results, file, indent=1)
         os.replace(path + '.tmp', path)
     say(summary(numbers, bad_file if bad else None))
+    if spec.note:
+        say(f'note: {spec.note}')
     return results
 
 
@@ -188,7 +213,7 @@ def make_writable(folder: str) -> None:
     """
     try:
         os.makedirs(folder, exist_ok=True)
-        token = os.path.join(folder, f'.write_test_{os.getpid()}')
+        token = os.path.join(folder, f'.write_test_{processes.index()}_{os.getpid()}')
         with open(token, 'w', encoding='utf-8') as file:
             file.write('x')
         os.remove(token)
@@ -199,6 +224,7 @@ def make_writable(folder: str) -> None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `mvdjax evaluate`."""
     configs.add_config_argument(parser)
+    processes.add_arguments(parser)
     parser.add_argument('--checkpoint', required=True, help='workdir, or one of its checkpoints/<step>')
     parser.add_argument('--output', help='folder for results.json (default: the workdir of the checkpoint)')
     parser.add_argument('--set', default='test', help='a name in config.evals (default: test)')
@@ -211,5 +237,7 @@ def run(args: argparse.Namespace) -> int:
     """Runs `mvdjax evaluate`."""
     config = configs.load(args.config, args.overrides)
     output = args.output or checkpoints.workdir_of(args.checkpoint)
+    limits: Run = configs.build(Run, configs.section(config, 'run'), 'run')
+    processes.start(args, configs.flat(config), output, limits.init_timeout, limits.heartbeat_timeout)
     evaluate(config, args.checkpoint, output, args.set, args.ema)
     return 0

@@ -2,19 +2,20 @@
 
 import dataclasses
 import os
-import time
 from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
-import jax
 import ml_collections
+from jax.sharding import Mesh
 
 from mvdjax import config as configs
+from mvdjax import processes, topology
 from mvdjax.data.mixing import parts_of
-from mvdjax.data.pipeline import BadFiles, Data, Stream, train_batches, train_streams
+from mvdjax.data.pipeline import BadFiles, Data, Stream, merge_bad_files, train_batches, train_streams
 from mvdjax.data.schema import SUBSTITUTED, Sample
 from mvdjax.data.sources import FileList, fingerprint
 from mvdjax.errors import UserError
+from mvdjax.place import Place
 from mvdjax.settings import Run
 from mvdjax.window import Window
 
@@ -137,67 +138,84 @@ class Budget:
 class Feed:
     """The training batches, with the budgets of bad files and the time spent waiting for data."""
 
-    def __init__(self, batches: Generator[Any, None, None], budgets: Mapping[str, Budget]) -> None:
-        """`budgets` by stream; batches of one stream are flat."""
-        self._batches, self._budgets = batches, budgets
-        self._before = self.counts()
+    def __init__(
+        self,
+        batches: Generator[Any, None, None],
+        budgets: Mapping[str, Budget],
+        open_at: Callable[[int, int], Generator[Any, None, None]] | None = None,
+    ) -> None:
+        """`budgets` by stream; batches of one stream are flat. `open_at(start, steps)` makes other batches."""
+        self._batches, self._budgets, self._open_at = batches, budgets, open_at
+        self._base = self._before = self.counts()
 
     def __call__(self, window: Window) -> Any:
         """The next batch, counted in `window`."""
-        start = time.perf_counter()
-        batch = next(self._batches)
-        window.wait += time.perf_counter() - start
+        with window.losing('data'):
+            batch = next(self._batches)
         self._before = self.counts()
         parts = batch if len(self._budgets) > 1 else dict.fromkeys(self._budgets, batch)
         for name, budget in self._budgets.items():
             window.substituted += budget.count(parts[name])
         return batch
 
+    def seek(self, place: Place, steps: int) -> None:
+        """Goes on with the batches from another place to the run's last step."""
+        assert self._open_at is not None
+        self.close()
+        self._batches = self._open_at(place.step + place.offset, steps + place.offset)
+
     def close(self) -> None:
         """Ends the workers, which would else live on as long as the process, and complain when it ends."""
         self._batches.close()
+
+    def totals(self, ahead: bool = False) -> dict[str, list[int]]:
+        """`counts` over all processes, all of which must call it."""
+        now = self.counts(ahead)
+        mine = {name: [n - b for n, b in zip(now[name], base, strict=True)] for name, base in self._base.items()}
+        found = processes.exchange('files read', mine)
+        return {
+            name: [b + sum(part[name][i] for part in found) for i, b in enumerate(base)]
+            for name, base in self._base.items()
+        }
 
     def counts(self, ahead: bool = False) -> dict[str, list[int]]:
         """{stream: [files tried, files that could not be read]}; `ahead`: without the newest batch."""
         return self._before if ahead else {name: [b.tried, b.failed] for name, b in self._budgets.items()}
 
 
-def open_feed(
-    streams: Mapping[str, Stream],
-    run: Run,
-    workdir: str,
-    *,
-    start: int,
-    steps: int,
-    counts: Mapping[str, Any],
-) -> Feed:
-    """This process's feed of a run's steps `start` to `steps` - 1.
+def open_feed(streams: Mapping[str, Stream], run: Run, workdir: str, place: Place, steps: int, mesh: Mesh) -> Feed:
+    """This process's feed of a run from a place on.
 
     Args:
       streams: see `read_streams`.
       run: the run section.
       workdir: where unreadable files are recorded.
-      start: step to start from.
+      place: where the run stands.
       steps: the run's last step.
-      counts: what `Feed.counts` was at step `start`; {} at the beginning.
+      mesh: that the batches go to.
     """
+    parts, of = topology.batch_parts(mesh, processes.index())
     bad_file = os.path.join(workdir, BAD_FILES)
+    if processes.is_main():
+        merge_bad_files(bad_file)
+    processes.barrier('bad files')
     where: dict[str, Any] = {
         'seed': run.seed,
-        'start_step': start,
-        'steps': steps,
-        'bad': BadFiles(bad_file),
-        'process': jax.process_index(),
-        'processes': jax.process_count(),
+        'bad': BadFiles(bad_file, processes.index()),
+        'parts': parts,
+        'of': of,
     }
-    batches: Generator[Any, None, None]
-    if len(streams) > 1:
-        batches = train_streams(streams, **where)
-    else:
+
+    def open_at(start: int, steps: int) -> Generator[Any, None, None]:
+        if len(streams) > 1:
+            return train_streams(streams, start_step=start, steps=steps, **where)
         (only,) = streams.values()
-        batches = train_batches(only.data, only.files, global_batch=only.batch, **where)
+        return train_batches(only.data, only.files, global_batch=only.batch, start_step=start, steps=steps, **where)
+
     budgets = {
-        name: Budget(s.data.make().views, s.data.max_bad_fraction, s.files.path, bad_file, *counts.get(name, (0, 0)))
+        name: Budget(
+            s.data.make().views, s.data.max_bad_fraction, s.files.path, bad_file, *place.files.get(name, (0, 0))
+        )
         for name, s in streams.items()
     }
-    return Feed(batches, budgets)
+    return Feed(open_at(place.step + place.offset, steps + place.offset), budgets, open_at)

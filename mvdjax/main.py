@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from absl import logging as absl_logging
 
-from mvdjax import __version__
-from mvdjax.errors import UserError
+from mvdjax import __version__, processes
+from mvdjax.errors import INTERRUPTED, Stopped, UserError
 
 # Command -> (module with add_arguments(parser) and run(args), one line of help). Only the module asked for is imported.
 COMMANDS = {
@@ -51,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command.
 
     Returns:
-      0, or 1 if it failed. Bad usage exits with 2 through argparse.
+      0, 1 if it failed, 75 if a run was told to stop and can be started again, 130 after Ctrl-C. Bad usage exits with
+      2 through argparse.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = next((a for a in arguments if a in COMMANDS), None)
@@ -65,27 +66,48 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args.debug:
         absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax's notes about its own files
     try:
-        return importlib.import_module(COMMANDS[args.command][0]).run(args)
-    except UserError as error:
-        return _fail(args, f'error: {error}')
-    except KeyboardInterrupt:
-        return _fail(args, 'interrupted; start the same command again to go on from the last checkpoint')
-    except OSError as error:
-        return _fail(args, f'error: {error.strerror or error} ({error.filename or "no file named"})')
-    except RuntimeError as error:
-        if 'RESOURCE_EXHAUSTED' in str(error):
-            return _fail(
-                args,
-                'error: the device is out of memory; lower run.global_batch, raise run.accumulate, or set remat=full '
-                'in the model section of the config',
-            )
-        if 'Unable to initialize backend' not in str(error):
-            raise
-        return _fail(args, f'error: {error}. Unset JAX_PLATFORMS, or install the extra for this device (cuda, tpu)')
+        try:
+            code = importlib.import_module(COMMANDS[args.command][0]).run(args)
+        except Stopped as stop:  # on all processes at once
+            print(f'{processes.prefix()}{stop}', file=sys.stderr)
+            code = stop.code
+        processes.finish()
+        return code
+    except BaseException as error:
+        text = _sentence(error)
+        if text is not None:
+            return _fail(args, text, INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1)
+        if isinstance(error, RuntimeError):
+            processes.await_news()
+        if processes.count() > 1:
+            traceback.print_exc()
+            code = error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1
+            processes.abandon(f'{type(error).__name__}: {error}', code)
+        raise
 
 
-def _fail(args: argparse.Namespace, text: str) -> int:
+def _sentence(error: BaseException) -> str | None:
+    """What to tell the user of an error, or None of one that is a fault of the program."""
+    if isinstance(error, UserError):
+        return f'error: {error}'
+    if isinstance(error, KeyboardInterrupt):
+        return 'interrupted; start the same command again to go on from the last checkpoint'
+    if isinstance(error, OSError):
+        return f'error: {error.strerror or error} ({error.filename or "no file named"})'
+    if isinstance(error, RuntimeError) and 'RESOURCE_EXHAUSTED' in str(error):
+        return (
+            'error: the device is out of memory; lower run.global_batch, raise run.accumulate, or set remat=full '
+            'in the model section of the config'
+        )
+    if isinstance(error, RuntimeError) and 'Unable to initialize backend' in str(error):
+        return f'error: {error}. Unset JAX_PLATFORMS, or install the extra for this device (cuda, tpu)'
+    return None
+
+
+def _fail(args: argparse.Namespace, text: str, code: int) -> int:
     if args.debug:
         traceback.print_exc()
-    print(' '.join(text.split('\n')), file=sys.stderr)
-    return 1
+    text = ' '.join(text.split('\n'))
+    print(f'{processes.prefix()}{text}', file=sys.stderr)
+    processes.abandon(text, code)
+    return code

@@ -1,13 +1,20 @@
-"""Metrics of a run: `metrics.jsonl` always, TensorBoard beside it, both written by process 0."""
+"""Metrics of a run, written by process 0: `metrics.jsonl` and TensorBoard always, Weights & Biases where asked for.
+
+Each line of `metrics.jsonl` is JSON; a number that is not finite stands there as "NaN", "Infinity" or "-Infinity".
+"""
 
 import json
+import math
 import os
 from collections.abc import Mapping
+from typing import Any
 
-import jax
 from tensorboardX import SummaryWriter
 
+from mvdjax import processes, wandb_run
+
 FILE = 'metrics.jsonl'
+_NO_NUMBERS = ('NaN', 'Infinity', '-Infinity')
 
 
 class MetricWriter:
@@ -16,18 +23,44 @@ class MetricWriter:
     A resumed run takes back what was logged after the checkpoint it starts from, so that every step stands once.
     """
 
-    def __init__(self, workdir: str, start_step: int) -> None:
-        """Opens the files of a workdir for a run that continues after `start_step`."""
-        self._active = jax.process_index() == 0
-        if not self._active:
-            return
-        path = os.path.join(workdir, FILE)
-        kept = [record for record in read_metrics(workdir) if record['step'] <= start_step]
+    def __init__(
+        self, workdir: str, start_step: int, project: str = '', config: Mapping[str, Any] | None = None
+    ) -> None:
+        """Opens the files of a workdir for a run that continues after `start_step`.
+
+        Args:
+          workdir: the run's.
+          start_step: lines of later steps are taken back.
+          project: Weights & Biases project to report to as well; '' for none.
+          config: what that project shows as the run's configuration.
+
+        Raises:
+          UserError: Weights & Biases is not installed, or does not start.
+        """
+        self._active = processes.is_main()
+        self._workdir = workdir
+        if self._active:
+            self._open(start_step)
+            self._wandb = wandb_run.start(workdir, project, config or {}) if project else None
+
+    def _open(self, start_step: int) -> None:
+        path = os.path.join(self._workdir, FILE)
+        kept = [record for record in read_metrics(self._workdir) if record['step'] <= start_step]
         with open(path + '.tmp', 'w', encoding='utf-8') as file:
-            file.writelines(json.dumps(record) + '\n' for record in kept)
+            file.writelines(_line(record) for record in kept)
         os.replace(path + '.tmp', path)
         self._file = open(path, 'a', encoding='utf-8')  # noqa: SIM115 - closed in __exit__
-        self._board = SummaryWriter(os.path.join(workdir, 'tensorboard'), purge_step=start_step + 1)
+        self._board = SummaryWriter(os.path.join(self._workdir, 'tensorboard'), purge_step=start_step + 1)
+
+    def rewind(self, step: int) -> None:
+        """Takes back what was logged after a step: the run goes on from there."""
+        if self._active:
+            self._close()
+            self._open(step)
+
+    def _close(self) -> None:
+        self._file.close()
+        self._board.close()
 
     def __enter__(self) -> 'MetricWriter':
         """Self."""
@@ -36,17 +69,20 @@ class MetricWriter:
     def __exit__(self, *_: object) -> None:
         """Closes the files."""
         if self._active:
-            self._file.close()
-            self._board.close()
+            self._close()
+            if self._wandb is not None:
+                self._wandb.finish()
 
     def write(self, step: int, kind: str, values: Mapping[str, float]) -> None:
         """One record: {'step': ..., 'kind': 'train' or an evaluation set, name: number}."""
         if not self._active:
             return
-        self._file.write(json.dumps({'step': step, 'kind': kind, **values}) + '\n')
+        self._file.write(_line({'step': step, 'kind': kind, **values}))
         self._file.flush()
         for name, value in values.items():
             self._board.add_scalar(f'{kind}/{name}', value, step)
+        if self._wandb is not None:
+            self._wandb.log({'step': step, **{f'{kind}/{name}': value for name, value in values.items()}})
 
 
 def read_metrics(workdir: str) -> list[dict]:
@@ -58,5 +94,16 @@ def read_metrics(workdir: str) -> list[dict]:
     with open(path, encoding='utf-8') as file:
         for line in file:
             if line.endswith('\n'):
-                records.append(json.loads(line))
+                record = json.loads(line)
+                records.append({k: float(v) if v in _NO_NUMBERS else v for k, v in record.items()})
     return records
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    """A record as JSON, which has no word for numbers that are not finite: they are written as strings."""
+    finite = {k: v if isinstance(v, str) or math.isfinite(v) else _name(v) for k, v in record.items()}
+    return json.dumps(finite, allow_nan=False) + '\n'
+
+
+def _name(value: float) -> str:
+    return 'NaN' if math.isnan(value) else 'Infinity' if value > 0 else '-Infinity'

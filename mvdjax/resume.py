@@ -6,14 +6,18 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 from jax.sharding import Mesh
 
 from mvdjax import checkpoints, handover, optimizers, sharding, train_state
 from mvdjax import config as configs
 from mvdjax.console import say
-from mvdjax.data.sources import FileList
+from mvdjax.data.schema import FileList
 from mvdjax.errors import UserError
+from mvdjax.feed import check_same_lists
+from mvdjax.place import Place
+from mvdjax.saving import Checkpoints
 from mvdjax.settings import Init, Run
 from mvdjax.tasks.base import Batch, Task, check_backbone, describe
 from mvdjax.train_state import TrainState
@@ -21,10 +25,12 @@ from mvdjax.train_state import TrainState
 # What may differ when a run is resumed: where things lie and how fast they go, not what is computed. Lists may have
 # moved, but `check_same_lists` holds what they name against the checkpoint's.
 FREE_ON_RESUME = (
-    r'^run\.(log_every|save_every|keep|eval_every|eval_sets|accumulate)$',
+    r'^run\.(log_every|save_every|save_minutes|keep|keep_every|eval_every|eval_sets|accumulate|wandb)$',
+    r'^run\.(max_skipped|max_rollbacks|hang_minutes|compile_cache|init_timeout|heartbeat_timeout)$',
     r'^(data|streams\.[^.]+\.data)\.(files|root|class_file|workers|threads|prefetch|timeout|max_bad_fraction)$',
     r'^(data|streams\.[^.]+\.data)\.mixture\.[^.]+\.(files|root|class_file)$',
     r'^(mesh|evals|init)\.',
+    r'^task\..+\.(remat|scan|attention)$',
     r'^task\.(teachers\.\w+|tokenizer)\.checkpoint$',
     r'^task\.tokenizer\.frames_at_once$',
 )
@@ -56,14 +62,28 @@ def meta_data(
     }
 
 
+def find_place(
+    before: Mapping[str, Any] | None, config: ml_collections.ConfigDict, lists: Mapping[str, Any], workdir: str
+) -> Place:
+    """Where the run of a workdir stands; `before` is the meta of its newest checkpoint, None if it has none.
+
+    Raises:
+      UserError: it was another run: another config, or other lists.
+    """
+    if before is None:
+        return Place()
+    check_same_config(before, config, workdir)
+    check_same_lists(before['data_position'].get('lists', {}), lists, workdir)
+    return Place.of(before)
+
+
 def check_same_config(before: Mapping[str, Any], config: ml_collections.ConfigDict, workdir: str) -> None:
     """Refuses to resume a run as another one.
 
     Raises:
       UserError: a value differs that is not in FREE_ON_RESUME; the message names it.
     """
-    old = _flat(before['config'])
-    new = _flat(json.loads(json.dumps(config.to_dict())))
+    old, new = configs.flat(before['config']), configs.flat(config)
     changed = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]
     changed = [k for k in changed if not any(re.search(pattern, k) for pattern in FREE_ON_RESUME)]
     if changed:
@@ -75,22 +95,13 @@ def check_same_config(before: Mapping[str, Any], config: ml_collections.ConfigDi
         )
 
 
-def _flat(tree: Any, prefix: str = '') -> dict[str, Any]:
-    """A nested dict as {'a.b': value}."""
-    if not isinstance(tree, dict):
-        return {prefix: tree}
-    return {
-        k: v for name, child in tree.items() for k, v in _flat(child, f'{prefix}.{name}' if prefix else name).items()
-    }
-
-
 def start_state(
     config: ml_collections.ConfigDict,
     run: Run,
     task: Task,
     optimizer: optimizers.Optimizer,
     batch: Batch,
-    saved: checkpoints.Checkpoints,
+    saved: Checkpoints,
     mesh: Mesh,
 ) -> TrainState:
     """Where a run starts, in this order of precedence.
@@ -120,6 +131,9 @@ def start_state(
         params = jax.tree.map(
             lambda new, old: old if isinstance(new, jax.ShapeDtypeStruct) else new, loaded.params, state.params
         )
-        ema = sharding.place_tree(params, mesh) if state.ema is not None else None
-        state = state._replace(params=sharding.place_tree(params, mesh), ema=ema)
+        params = sharding.place_tree(params, mesh)
+        # A copy made on the devices: the two are donated together and may not share memory.
+        ema = jax.tree.map(jnp.copy, params) if state.ema is not None else None
+        state = state._replace(params=params, ema=ema)
+    saved.rehearse(state)
     return state

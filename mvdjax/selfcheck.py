@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mvdjax import __version__, checkpoints, trees
+from mvdjax import __version__, attention_check, checkpoints, processes, trees
 from mvdjax.console import say
 from mvdjax.convert import models
 from mvdjax.convert.swin import SwinModel
@@ -87,7 +87,7 @@ def answers(checkpoint: str) -> dict[str, Any]:
     model = models.of_checkpoint(leaves.shapes, meta)
     backbone = model.module()
     apply, prefix = _module(model)
-    device = jax.devices()[0]
+    device = jax.local_devices()[0]
     # One after the other, the largest first, each copied before the next is read: a large model is not held twice.
     needed = sorted((n for n in leaves if n.startswith(prefix)), key=lambda n: -math.prod(leaves.shapes[n]))
     params = trees.unflatten(
@@ -113,7 +113,7 @@ def answers(checkpoint: str) -> dict[str, Any]:
 
 def store(checkpoint: str) -> None:
     """Computes the answers, in full precision, and stores them beside the checkpoint's parameters."""
-    made = {'mvdjax': __version__, 'jax': jax.__version__, 'device': jax.devices()[0].device_kind}
+    made = {'mvdjax': __version__, 'jax': jax.__version__, 'device': jax.local_devices()[0].device_kind}
     made['machine'] = platform.machine()
     with jax.default_matmul_precision('highest'):  # or a check on a better machine would fail
         content = {'made_with': made, 'clips': answers(checkpoint)}
@@ -125,7 +125,7 @@ def store(checkpoint: str) -> None:
 
 def store_once(checkpoint: str) -> None:
     """`store`, unless there are answers already; what went well up to here never fails for it."""
-    if jax.process_index() != 0 or (checkpoints.find_step_folder(checkpoint) / FILE).exists():
+    if not processes.is_main() or (checkpoints.find_step_folder(checkpoint) / FILE).exists():
         return
     try:
         store(checkpoint)
@@ -154,14 +154,23 @@ def compare(stored: Mapping[str, Any], found: Mapping[str, Any]) -> tuple[str, b
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `mvdjax selfcheck`."""
-    parser.add_argument('checkpoint', metavar='CHECKPOINT', help='workdir or checkpoint')
+    parser.add_argument('checkpoint', metavar='CHECKPOINT', nargs='?', help='workdir or checkpoint')
     parser.add_argument('--store', action='store_true', help="store this machine's answers as the right ones")
-    parser.epilog = """example:
-  mvdjax selfcheck runs/mvd_k400_vit_b_from_b_400"""
+    parser.add_argument(
+        '--attention', action='store_true', help="compare the device's fused attention with XLA's; takes no checkpoint"
+    )
+    parser.epilog = """examples:
+  mvdjax selfcheck runs/mvd_k400_vit_b_from_b_400
+  mvdjax selfcheck --attention"""
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs `mvdjax selfcheck`. Fails if the answers differ."""
+    if args.attention == bool(args.checkpoint):
+        raise UserError('give selfcheck a checkpoint, or --attention and none')
+    if args.attention:
+        attention_check.check()
+        return 0
     folder = checkpoints.find_step_folder(args.checkpoint)
     if args.store:
         store(args.checkpoint)

@@ -59,11 +59,22 @@ class Run:
         `train_state.average`.
       log_every: steps per line of metrics.
       save_every: steps between checkpoints; the last step is saved always.
+      save_minutes: also save when the last checkpoint is this old; 0 saves by steps only.
       keep: newest checkpoints kept.
+      keep_every: checkpoints whose step divides by this are kept for good; 0 for none.
+      max_skipped: steps in a row that are not finite before the run goes back to an earlier checkpoint.
+      max_rollbacks: times that it does so before it stops.
+      hang_minutes: without a step before the run is taken for hanging, and ended with every thread's stack; 0 never.
       eval_every: steps between evaluations of `eval_sets`; 0 for none.
       eval_sets: names in config.evals.
+      wandb: Weights & Biases project to report to as well; '' for none.
       stream: name of the sub-dict of config.data in a batch, where config.streams has others beside it. Epochs,
         `global_batch` and clips per second are those of config.data.
+      matmul_precision: of float32 matrix products where the hardware has quicker ones: 'default' (TensorFloat-32 on
+        GPUs, one bfloat16 pass on TPUs), 'high' or 'highest' (float32); None leaves JAX's setting.
+      compile_cache: folder of executables, in the workdir unless absolute; '' for none. See `compile_cache.use`.
+      init_timeout: seconds that processes wait for each other to start.
+      heartbeat_timeout: seconds without a sign of life after which a process counts as lost and the run ends.
     """
 
     global_batch: int
@@ -76,26 +87,50 @@ class Run:
     ema_updates: int = 1
     log_every: int = 50
     save_every: int = 1000
+    save_minutes: float = 0.0
     keep: int = 3
+    keep_every: int = 0
+    max_skipped: int = 10
+    max_rollbacks: int = 3
+    hang_minutes: float = 30.0
     eval_every: int = 0
     eval_sets: Sequence[str] = ()
+    wandb: str = ''
     stream: str = 'video'
+    matmul_precision: str | None = None
+    compile_cache: str = 'compile_cache'
+    init_timeout: float = 1800.0
+    heartbeat_timeout: float = 100.0
 
     def __post_init__(self) -> None:
         """Refuses two spellings of the length, and counts that cannot be."""
         if (self.epochs is None) == (self.steps is None):
             raise UserError('config.run: give the length either as epochs or as steps, the other as None')
-        for name in ('global_batch', 'steps', 'accumulate', 'ema_updates', 'log_every', 'save_every', 'keep'):
+        counts = (
+            'global_batch',
+            'steps',
+            'accumulate',
+            'ema_updates',
+            'log_every',
+            'save_every',
+            'keep',
+            'max_skipped',
+        )
+        for name in counts:
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f'config.run.{name} must be at least 1, not {getattr(self, name)}')
-        for name in ('epochs', 'schedule_epochs'):
+        for name in ('epochs', 'schedule_epochs', 'init_timeout', 'heartbeat_timeout'):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise UserError(f'config.run.{name} must be above 0, not {getattr(self, name)}')
-        for name in ('seed', 'eval_every'):
+        for name in ('seed', 'eval_every', 'save_minutes', 'keep_every', 'max_rollbacks', 'hang_minutes'):
             if getattr(self, name) < 0:
                 raise UserError(f'config.run.{name} must be at least 0, not {getattr(self, name)}')
         if not 0 <= self.seed < 2**32:
             raise UserError(f'config.run.seed must lie in [0, 2**32), not {self.seed}')
+        if self.matmul_precision not in (None, 'default', 'high', 'highest'):
+            raise UserError(
+                f"config.run.matmul_precision must be 'default', 'high', 'highest' or None, not {self.matmul_precision!r}"
+            )
         if not 0 <= self.ema_decay < 1:
             raise UserError(f'config.run.ema_decay must lie in [0, 1), not {self.ema_decay}')
 

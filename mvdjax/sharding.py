@@ -1,18 +1,22 @@
 """One mesh (data, fsdp, tensor), the rules that place parameters on it, and the way batches get to the devices."""
 
+import contextlib
+import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from mvdjax import trees
+from mvdjax import topology, trees
 from mvdjax.errors import UserError
+from mvdjax.models import placement
 
-AXES = ('data', 'fsdp', 'tensor')
+AXES = topology.AXES
 
 # Leaves whose heads or hidden units are split over 'tensor', and the dimension that is: column-parallel into the
 # attention and the MLP, row-parallel out of them.
@@ -30,28 +34,35 @@ TENSOR_RULES = (
 MIN_FSDP_SIZE = 2**14  # smaller leaves stay whole: gathering them would cost more than they occupy
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: int | None = None) -> Mesh:
+def make_mesh(
+    data: int = -1, fsdp: int = 1, tensor: int = 1, devices: int | None = None, slices: int | None = None
+) -> Mesh:
     """The device mesh. Arguments are the config's `mesh` section; one of the axes may be -1, "the rest".
 
     Args:
       data: copies of the model, each on its own rows of the batch.
       fsdp: devices that share the parameters of a copy, and split its rows.
       tensor: devices that split heads and hidden units.
-      devices: use only the first so many devices of this machine; None uses all there are.
+      devices: use only the first so many devices; None uses all there are.
+      slices: groups of devices with a slower network between them, which are laid along data; None asks the devices.
 
     Raises:
-      UserError: the sizes do not multiply to the number of devices.
+      UserError: the sizes do not multiply to the number of devices, data not by that of slices, or a process would
+        have none of the devices.
     """
     if devices is not None and not 1 <= devices <= jax.device_count():
         raise UserError(f'mesh.devices {devices} is not between 1 and the {jax.device_count()} devices there are')
-    return mesh_of(jax.devices()[:devices], data, fsdp, tensor)
+    mesh = mesh_of(jax.devices()[:devices], data, fsdp, tensor, slices)
+    if idle := sorted(set(range(jax.process_count())) - {d.process_index for d in mesh.devices.flat}):
+        raise UserError(f'mesh.devices {devices} leaves process {idle[0]} without a device: start fewer processes')
+    return mesh
 
 
-def mesh_of(devices: Sequence[Any], data: int, fsdp: int, tensor: int) -> Mesh:
+def mesh_of(devices: Sequence[Any], data: int, fsdp: int, tensor: int, slices: int | None = None) -> Mesh:
     """The mesh of given devices, which may be those of another machine. Raises as `make_mesh`."""
     sizes = axis_sizes(len(devices), data, fsdp, tensor)
     # Auto axes: the compiler propagates shardings. jax.make_mesh's default, Explicit, breaks plain reshapes.
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    return Mesh(topology.place_devices(devices, sizes, slices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def axis_sizes(count: int, data: int, fsdp: int, tensor: int) -> tuple[int, int, int]:
@@ -93,6 +104,24 @@ def tree_sharding(tree: Any, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(lambda p, x: parameter_sharding(trees.path_name(p), x.shape, mesh), tree)
 
 
+def traced_on(mesh: Mesh, function: Callable[..., Any], precision: str | None = None) -> Callable[..., Any]:
+    """`function`, to be jitted: while it is traced, the models in it know this mesh (see `models.placement`).
+
+    Args:
+      mesh: that it will run on.
+      function: of positional arguments.
+      precision: of float32 matrix products, see `settings.Run`; None leaves it as it is.
+    """
+
+    @functools.wraps(function)
+    def traced(*args: Any) -> Any:
+        products = jax.default_matmul_precision(precision) if precision else contextlib.nullcontext()
+        with placement.active(placement.Placement(mesh, parameter_sharding)), products:
+            return function(*args)
+
+    return traced
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """Whole on every device."""
     return NamedSharding(mesh, P())
@@ -122,17 +151,65 @@ def check_batch_size(
 
 
 def place_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
-    """This process's rows of a batch, flat or with a sub-dict per stream -> global device arrays, split by rows."""
+    """This process's rows of a batch, flat or with a sub-dict per stream -> global device arrays, split by rows.
+
+    The rows are those of the process's `topology.batch_parts`, in that order; they need not be neighbours in the batch.
+    """
     sharding = batch_sharding(mesh)
-    return jax.tree.map(lambda value: jax.make_array_from_process_local_data(sharding, value), dict(batch))
+    parts, of = topology.batch_parts(mesh, jax.process_index())
+    places = {part: place for place, part in enumerate(parts)}
+
+    def place(value: np.ndarray) -> jax.Array:
+        rows = len(value) // len(parts)
+
+        def part_of(index: tuple[slice, ...]) -> np.ndarray:
+            first = places[(index[0].start or 0) // rows] * rows
+            return value[first : first + rows]
+
+        return jax.make_array_from_callback((rows * of, *value.shape[1:]), sharding, part_of)
+
+    return jax.tree.map(place, dict(batch))
+
+
+class Sender:
+    """Sends batches to the devices ahead of their step, so that no step waits for a transfer."""
+
+    def __init__(self, mesh: Mesh) -> None:
+        """`mesh`: where to."""
+        self._mesh = mesh
+        self._host: Any = None
+        self._sent: Any = None
+
+    def send(self, host: Mapping[str, Any]) -> None:
+        """Starts sending this process's rows; returns at once."""
+        self._host, self._sent = host, place_batch(host, self._mesh)
+
+    def take(self, host: Mapping[str, Any]) -> dict[str, Any]:
+        """The batch on the devices: what was sent ahead, if it was this one."""
+        if self._host is not host:
+            self.send(host)
+        sent, self._host, self._sent = self._sent, None, None
+        return sent
 
 
 def place_tree(tree: Any, mesh: Mesh) -> Any:
-    """A host tree (teachers, restored parameters) -> device arrays placed by the parameter rules.
+    """A host tree (teachers, handed-over parameters) -> device arrays placed by the parameter rules.
 
-    A leaf that already lives on devices comes back through the host: its old placement may not fit this mesh.
+    Every device is sent its own part and nothing else. A leaf that lives where it belongs is left alone; one that lives
+    elsewhere on devices comes back through the host.
     """
-    return jax.tree.map(lambda x, s: jax.device_put(np.asarray(x), s), tree, tree_sharding(tree, mesh))
+    return jax.tree.map(_place, tree, tree_sharding(tree, mesh))
+
+
+def _place(value: Any, placement: NamedSharding) -> jax.Array:
+    """Every process has the value whole, unless it lies on the devices of several, and gives its devices their part."""
+    if isinstance(value, jax.Array):
+        if value.sharding == placement:
+            return value
+        if not value.is_fully_addressable:
+            return jax.jit(jnp.copy, out_shardings=placement)(value)
+        value = np.asarray(value)
+    return jax.make_array_from_callback(value.shape, placement, lambda part: value[part])
 
 
 def describe(tree: Any, mesh: Mesh) -> str:

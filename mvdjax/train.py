@@ -1,6 +1,7 @@
 """The training loop: the same for every stage, read from top to bottom."""
 
 import argparse
+import dataclasses
 import os
 import time
 from collections.abc import Mapping
@@ -11,19 +12,21 @@ import jax
 import ml_collections
 from jax.sharding import Mesh
 
-from mvdjax import checkpoints, optimizers, selfcheck, sharding, train_state
+from mvdjax import compile_cache, hang, optimizers, preemption, processes, selfcheck, sharding, train_state
 from mvdjax import config as configs
 from mvdjax.console import progress_bar, say
 from mvdjax.data.pipeline import Data, Stream
-from mvdjax.data.sources import check_same_classes
+from mvdjax.data.sources import FileList, check_same_classes, fingerprint
 from mvdjax.evaluate import SetEvaluator, eval_set, make_writable, summary
-from mvdjax.feed import check_same_lists, list_marks, main_part, open_feed, read_streams, rows_per_record
+from mvdjax.feed import list_marks, main_part, open_feed, read_streams, rows_per_record
 from mvdjax.metric_writer import MetricWriter
-from mvdjax.resume import check_same_config, meta_data, start_state
+from mvdjax.monitor import Monitor
+from mvdjax.resume import find_place, meta_data, start_state
+from mvdjax.rollback import Health
+from mvdjax.saving import Checkpoints, SaveTimer
 from mvdjax.settings import Run
 from mvdjax.tasks.base import Task
 from mvdjax.train_step import compile_step
-from mvdjax.window import Window
 
 
 def make_optimizer(
@@ -48,8 +51,16 @@ def make_evaluators(
     config: ml_collections.ConfigDict, run: Run, task: Task, mesh: Mesh, workdir: str
 ) -> dict[str, SetEvaluator]:
     """The evaluations that run during training."""
+    if run.eval_sets and not run.eval_every:
+        say(f'note: run.eval_sets names {", ".join(run.eval_sets)}, but run.eval_every is 0: nothing is evaluated')
     return {
-        name: SetEvaluator(task, eval_set(config, name), mesh, os.path.join(workdir, f'bad_videos_{name}.jsonl'))
+        name: SetEvaluator(
+            task,
+            eval_set(config, name),
+            mesh,
+            os.path.join(workdir, f'bad_videos_{name}.jsonl'),
+            run.matmul_precision,
+        )
         for name in (run.eval_sets if run.eval_every else ())
     }
 
@@ -58,25 +69,47 @@ def check_streams(streams: Mapping[str, Stream], run: Run, mesh: Mesh) -> None:
     """Refuses batches that do not divide by the devices, and prints what reading the lists had to say."""
     for name, stream in streams.items():
         what = 'run.global_batch' if name == run.stream else f'streams.{name}.batch'
-        sharding.check_batch_size(stream.batch, run.accumulate, mesh, jax.process_count(), what)
+        sharding.check_batch_size(stream.batch, run.accumulate, mesh, processes.count(), what)
         for note in stream.files.notes:
             say(f'note: {note}')
 
 
-def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
-    """Trains a stage, or continues it where its workdir's last checkpoint stands.
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """What a config and its lists decide before anything is computed.
 
-    Args:
-      config: a locked config, see mvdjax/config.py.
-      workdir: folder of checkpoints, metrics and logs.
+    Attributes:
+      run: the run section.
+      mesh: of the devices.
+      task: the stage.
+      streams: by name, lists read.
+      lists: see `feed.list_marks`.
+      evaluators: that run during training.
+      steps_per_epoch: of the main list.
+      steps: of the run.
+    """
 
-    Returns:
-      The last window's metrics.
+    run: Run
+    mesh: Mesh
+    task: Task
+    streams: Mapping[str, Stream]
+    lists: Mapping[str, Any]
+    evaluators: Mapping[str, SetEvaluator]
+    steps_per_epoch: int
+    steps: int
+
+    @property
+    def files(self) -> FileList:
+        """The list in which epochs are counted."""
+        return self.streams[self.run.stream].files
+
+
+def prepare(config: ml_collections.ConfigDict, workdir: str) -> Setup:
+    """Reads the lists of a config and checks that all of it fits together.
 
     Raises:
-      UserError: anything wrong with config, data, checkpoints or workdir.
+      UserError: it does not.
     """
-    make_writable(workdir)
     run: Run = configs.build(Run, configs.section(config, 'run'), 'run')
     mesh = configs.build(sharding.make_mesh, configs.section(config, 'mesh'), 'mesh')
     task: Task = configs.make_task(config)
@@ -85,84 +118,138 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     task.check_files(files)
     steps_per_epoch, steps = run.steps_per_epoch(len(files.records)), run.total_steps(len(files.records))
     check_streams(streams, run, mesh)
-    lists = list_marks(streams)
-    evaluators = make_evaluators(config, run, task, mesh, workdir)
+    lists, evaluators = list_marks(streams), make_evaluators(config, run, task, mesh, workdir)
+    read = {'train': lists, **{name: {'hash': fingerprint(e.files.records)} for name, e in evaluators.items()}}
+    processes.check_same('lists', configs.flat(read), 'give all hosts the same lists')
     for evaluator in evaluators.values():
         check_same_classes(files.class_names, files.path, evaluator.files)
+    return Setup(run, mesh, task, streams, lists, evaluators, steps_per_epoch, steps)
 
-    with checkpoints.Checkpoints(workdir, run.keep) as saved:
-        start = saved.latest() or 0
-        before = checkpoints.read_meta(workdir) if start else None
-        if before is not None:
-            check_same_config(before, config, workdir)
-            check_same_lists(before['data_position'].get('lists', {}), lists, workdir)
-        if start >= steps:
-            say(f'{workdir} is finished: step {start} of {steps}')
+
+def train(config: ml_collections.ConfigDict, workdir: str, profile: str = '') -> dict[str, float]:
+    """Trains a stage, or continues it where its workdir's last checkpoint stands.
+
+    Args:
+      config: a locked config, see mvdjax/config.py.
+      workdir: folder of checkpoints, metrics and logs.
+      profile: steps to trace, see `profiler.Profiler`.
+
+    Returns:
+      The last window's metrics.
+
+    Raises:
+      UserError: anything wrong with config, data, checkpoints or workdir, or with the run's health.
+      Stopped: the run was told to stop, and has saved.
+    """
+    make_writable(workdir)
+    setup = prepare(config, workdir)
+    run, mesh, task, steps = setup.run, setup.mesh, setup.task, setup.steps
+    with (
+        preemption.Notice() as notice,
+        Checkpoints(workdir, run.keep, run.keep_every) as saved,  # leaving it waits for the last save
+        hang.Watch(run.hang_minutes) as watch,
+        Monitor(workdir, profile) as monitor,
+    ):
+        before = saved.latest_meta()
+        place = find_place(before, config, setup.lists, workdir)
+        if place.step >= steps:
+            say(f'{workdir} is finished: step {place.step} of {steps}')
             return {}
-        counts = before['data_position'].get('files', {}) if before else {}
-        feed = open_feed(streams, run, workdir, start=start, steps=steps, counts=counts)
-        window = Window()
+        feed = open_feed(setup.streams, run, workdir, place, steps, mesh)
+        window = monitor.window()
         host = feed(window)
+        rows = run.global_batch * setup.streams[run.stream].data.make().views
+        monitor.know_work(task, host, rows / len(main_part(host, run.stream)['video']), mesh)
         task.check(host)
-
         params = train_state.abstract_params(task, host)
-        optimizer = make_optimizer(config, run, task, params, len(files.records))
+        optimizer = make_optimizer(config, run, task, params, len(setup.files.records))
         state = start_state(config, run, task, optimizer, host, saved, mesh)
         frozen = sharding.place_tree(task.frozen(), mesh)
-        step_function = compile_step(task, optimizer, run, state, mesh, rows_per_record(streams))
-        say(sharding.describe(params, mesh))
-        say(_batch_sum(run, mesh, streams, steps))
-        meta = meta_data(config, task, files, main_part(host, run.stream)['video'], before)
+        sender = sharding.Sender(mesh)
+        step_function = compile_step(task, optimizer, run, state, mesh, rows_per_record(setup.streams))
+        say(sharding.describe(params, mesh) + '\n' + _batch_sum(setup))
+        meta = meta_data(config, task, setup.files, main_part(host, run.stream)['video'], before)
+        health, timer = Health(workdir, run, setup.streams, place), SaveTimer(run.save_minutes)
 
         numbers: dict[str, float] = {}
-        with closing(feed), MetricWriter(workdir, start) as writer, progress_bar(steps, start, 'step') as bar:
+        step, stop = place.step, False
+        metrics = MetricWriter(workdir, step, run.wandb, meta['config'])
+        with closing(feed), metrics as writer, progress_bar(steps, step, 'step') as bar:
+            monitor.start(step)
+            if place.owes_evaluation:
+                _evaluate(setup, step, state, frozen, writer, watch)
             # The order matters: a checkpoint comes last, so that all that its steps have to say is written when a
             # resumed run starts after it, and a window of metrics never spans one.
-            for step in range(start + 1, steps + 1):
+            while step < steps and not stop:
+                step += 1
                 last = step == steps
                 jax.block_until_ready(window.values[-1:])  # one step ahead, no more: what is waited for below is data
-                state, values = step_function(state, frozen, sharding.place_batch(host, mesh))
-                window.values.append(values)
-                window.records += len(main_part(host, run.stream)['video']) * jax.process_count()
+                with monitor.step(step, window):
+                    state, values = step_function(state, frozen, sender.take(host))
+                monitor.started(values, rows, window)
                 if not last:
-                    host = feed(window)  # read while the devices compute
-                if last or step % run.log_every == 0 or step % run.save_every == 0:
-                    numbers = window.close()
-                    window = Window(streak=window.streak)
-                    writer.write(step, 'train', {'epoch': step / steps_per_epoch, **numbers})
+                    host = feed(window)  # read and sent while the devices compute
+                    sender.send(host)
+                watch.beat(step)
+                saved.check()
+                stop = notice.reached() and not last
+                log = last or step % run.log_every == 0
+                save = last or stop or step % run.save_every == 0 or timer.due(ask=log)
+                if log or save:
+                    numbers = monitor.numbers(window)
+                    numbers['substituted'] = sum(processes.exchange('substituted', numbers['substituted']))
+                    if health.diverged(step, window.fetched):
+                        place = health.go_back(saved, feed, writer, steps)
+                        state = start_state(config, run, task, optimizer, host, saved, mesh)
+                        step, bar.n, window, stop = place.step, place.step, monitor.window(), False
+                        monitor.start(step)
+                        host = feed(window)
+                        continue
+                    window = monitor.window()
+                    writer.write(step, 'train', {'epoch': step / setup.steps_per_epoch, **numbers})
                     _show(bar, step, steps, numbers)
-                if evaluators and (last or step % run.eval_every == 0):
-                    for name, evaluator in evaluators.items():
-                        found = evaluator(state.params, frozen)
-                        writer.write(step, name, found)
-                        say(f'step {step} {name}: {summary(found, None)}')
+                evaluate = bool(setup.evaluators) and (last or step % run.eval_every == 0)
+                if evaluate and not stop:  # who is told to stop has no time for it; the resumed run makes up for it
+                    _evaluate(setup, step, state, frozen, writer, watch)
                     window.start = time.perf_counter()
-                if last or step % run.save_every == 0:
-                    files_read = feed.counts(ahead=not last)
-                    position = {'next_sample': step * run.global_batch, 'files': files_read, 'lists': lists}
-                    saved.save(state, {**meta, 'step': step, 'data_position': position})
+                if save:
+                    here = health.here(step, feed.totals(ahead=not last), owes_evaluation=evaluate and stop)
+                    with window.losing('save'):
+                        saved.save(state, {**meta, **here.meta(run.global_batch, setup.lists)})
+                    timer.restart()
                 bar.update(1)
-        saved.wait()
+    if stop:
+        raise notice.stopped(step)
     return numbers
 
 
-def _batch_sum(run: Run, mesh: Mesh, streams: Mapping[str, Stream], steps: int) -> str:
-    shards = mesh.shape['data'] * mesh.shape['fsdp']
+def _evaluate(
+    setup: Setup, step: int, state: train_state.TrainState, frozen: Any, writer: MetricWriter, watch: hang.Watch
+) -> None:
+    """Runs the evaluations that belong to a step."""
+    for name, evaluator in setup.evaluators.items():
+        found = evaluator(state.params, frozen, watch.beat)
+        writer.write(step, name, found)
+        say(f'step {step} {name}: {summary(found, None)}')
+
+
+def _batch_sum(setup: Setup) -> str:
+    shards, accumulate = setup.mesh.shape['data'] * setup.mesh.shape['fsdp'], setup.run.accumulate
     lines = []
-    for name, stream in streams.items():
-        what = 'batch' if len(streams) == 1 else f'{name} batch'
-        per = stream.batch // (shards * run.accumulate)
+    for name, stream in setup.streams.items():
+        what = 'batch' if len(setup.streams) == 1 else f'{name} batch'
+        per = stream.batch // (shards * accumulate)
         lines.append(
-            f'{what} {stream.batch} = {per} per device x {shards} batch shards x {run.accumulate} accumulation; '
+            f'{what} {stream.batch} = {per} per device x {shards} batch shards x {accumulate} accumulation; '
             f'{len(stream.files.records)} files'
         )
-    return '\n'.join(lines) + f', {steps} steps'
+    return '\n'.join(lines) + f', {setup.steps} steps'
 
 
 def _show(bar: Any, step: int, steps: int, numbers: Mapping[str, float]) -> None:
     """A line of metrics: on the bar of a terminal, or printed."""
-    hidden = ('update_norm', 'substituted', 'skipped', 'memory_mib', 'worker_memory_mib')
-    shown = {k: f'{v:.4g}' for k, v in numbers.items() if k not in hidden}
+    hidden = ('update_norm', 'substituted', 'skipped', 'steps_per_second', 'useful_seconds', 'starts')
+    shown = {k: f'{v:.4g}' for k, v in numbers.items() if k not in hidden and not k.endswith('_mib')}
     shown |= {k: f'{numbers[k]:.0f}' for k in ('substituted', 'skipped') if numbers[k]}
     if not bar.disable:
         bar.set_postfix(shown)
@@ -173,8 +260,15 @@ def _show(bar: Any, step: int, steps: int, numbers: Mapping[str, float]) -> None
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `mvdjax train`."""
     configs.add_config_argument(parser)
+    processes.add_arguments(parser)
     parser.add_argument(
         '--workdir', required=True, help='folder of checkpoints, metrics and logs; resumed if not empty'
+    )
+    parser.add_argument(
+        '--profile',
+        default='',
+        metavar='FIRST:STEPS',
+        help='trace these steps: 20:5 is steps 20 to 24, see WORKDIR/profile',
     )
     parser.epilog = """example:
   mvdjax train --config=configs/videomae/demo_nano.py --workdir=runs/videomae --config.run.seed=1"""
@@ -182,6 +276,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs `mvdjax train`."""
-    train(configs.load(args.config, args.overrides), args.workdir)
+    config = configs.load(args.config, args.overrides)
+    limits: Run = configs.build(Run, configs.section(config, 'run'), 'run')
+    processes.start(args, configs.flat(config), args.workdir, limits.init_timeout, limits.heartbeat_timeout)
+    compile_cache.use(limits.compile_cache, args.workdir)
+    train(config, args.workdir, args.profile)
     selfcheck.store_once(args.workdir)
     return 0

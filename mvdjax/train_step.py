@@ -10,6 +10,7 @@ import optax
 from jax.sharding import Mesh
 
 from mvdjax import metrics, optimizers, sharding
+from mvdjax.compile_cache import Watched
 from mvdjax.rng import step_keys
 from mvdjax.settings import Run
 from mvdjax.tasks.base import Batch, Task
@@ -68,15 +69,22 @@ def make_train_step(
         rate = optimizer.schedule(state.step)
         updates = optimizers.apply_rate(directions, rate)
         update_norm = optax.tree.norm(updates)
-        params = optax.apply_updates(state.params, updates)
-        ema = None if state.ema is None else average(state.ema, state.params, params, ema_decay, ema_updates)
 
-        ok = jnp.isfinite(values['loss'][0]) & jnp.isfinite(grad_norm) & jnp.isfinite(update_norm)
-        kept = jax.tree.map(
-            lambda new, old: jnp.where(ok, new, old),
-            (params, opt_state, ema),
-            (state.params, state.opt_state, state.ema),
+        # Bit by bit what is not finite: loss, gradient, update.
+        bad = sum(
+            (~jnp.isfinite(x)).astype(jnp.int32) << i for i, x in enumerate((values['loss'][0], grad_norm, update_norm))
         )
+        ok = bad == 0
+        params, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(ok, new, old),
+            (optax.apply_updates(state.params, updates), opt_state),
+            (state.params, state.opt_state),
+        )
+        # From the parameters that are kept, not from new and old ones: donated buffers are then written in place.
+        ema = None
+        if state.ema is not None:
+            after = average(state.ema, state.params, params, ema_decay, ema_updates)
+            ema = jax.tree.map(lambda new, old: jnp.where(ok, new, old), after, state.ema)
         skipped = state.skipped + jnp.where(ok, 0, 1)
         values = {
             **values,
@@ -86,16 +94,17 @@ def make_train_step(
         # A skipped step says nothing about the loss: it enters no average.
         values = {n: (jnp.where(ok, s, 0.0), jnp.where(ok, c, 0.0)) for n, (s, c) in values.items()}
         values |= {'learning_rate': metrics.scalar(rate), 'skipped': metrics.scalar(jnp.where(ok, 0.0, 1.0))}
+        values['not_finite'] = metrics.scalar(bad)
         if optimizer.weight_decay is not None:
             values['weight_decay'] = metrics.scalar(optimizer.weight_decay(state.step))
-        return TrainState(state.step + 1, skipped, *kept), values
+        return TrainState(state.step + 1, skipped, params, opt_state, ema), values
 
     return step
 
 
 def compile_step(
     task: Task, optimizer: optimizers.Optimizer, run: Run, state: TrainState, mesh: Mesh, views: Any
-) -> StepFunction:
+) -> Watched:
     """The jitted step: the state donated and returned where it was, so that it compiles once for the whole run."""
     step = make_train_step(
         task,
@@ -107,4 +116,6 @@ def compile_step(
         views=views,
     )
     placement = sharding.tree_sharding(state, mesh)
-    return jax.jit(step, out_shardings=(placement, sharding.replicated(mesh)), donate_argnums=0)
+    traced = sharding.traced_on(mesh, step, run.matmul_precision)
+    jitted = jax.jit(traced, out_shardings=(placement, sharding.replicated(mesh)), donate_argnums=0)
+    return Watched(jitted, ('state', 'frozen', 'batch'))

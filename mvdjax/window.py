@@ -1,15 +1,17 @@
 """What a training loop counts between two lines of metrics."""
 
+import contextlib
 import dataclasses
 import time
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 
 from mvdjax import metrics
 from mvdjax.data import workers
-from mvdjax.errors import UserError
-
-MAX_SKIPPED = 10  # steps in a row that are not finite before a run stops
+from mvdjax.device_memory import device_memory
+from mvdjax.step_clock import StepClock
 
 
 @dataclasses.dataclass
@@ -20,36 +22,59 @@ class Window:
       values: the metrics of each step, on the devices.
       records: rows trained on, over all processes.
       substituted: files that this process could not read, and replaced by others.
-      wait: seconds that this process waited for data.
-      streak: steps skipped in a row up to the last closed window.
+      lost: seconds in which the devices did not train, by the reason: 'data' (they waited for it), 'compile', 'save'.
+        Evaluations lie outside a window.
+      clock: knows when the devices are idle; None: they are whenever this process waits.
+      fetched: the metrics of each step, on the host once the window is closed.
       start: when the window began.
     """
 
     values: list[metrics.Metrics] = dataclasses.field(default_factory=list)
     records: int = 0
     substituted: int = 0
-    wait: float = 0.0
-    streak: int = 0
+    lost: dict[str, float] = dataclasses.field(default_factory=dict)
+    clock: StepClock | None = None
+    fetched: list[Any] = dataclasses.field(default_factory=list)
     start: float = dataclasses.field(default_factory=time.perf_counter)
 
-    def close(self) -> dict[str, float]:
-        """Means of the metrics, rates of the clock. Waits for the devices."""
-        host = jax.device_get(self.values)
+    @contextlib.contextmanager
+    def losing(self, kind: str) -> Iterator[None]:
+        """Counts the part of a with-block as lost in which the devices have nothing to do."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            idle = start if self.clock is None else self.clock.idle_since()
+            if idle is not None:
+                self.lost[kind] = self.lost.get(kind, 0.0) + time.perf_counter() - max(start, idle)
+
+    def close(self, flops: float = 0.0, peak: float | None = None) -> dict[str, float]:
+        """Means of the metrics, rates of the clock. Waits for the devices.
+
+        Args:
+          flops: model FLOPs of a step, over all devices and processes.
+          peak: FLOP/s that all devices could do together; None if it is not known.
+
+        Returns:
+          Among others 'clips_per_second', 'mfu' (share of the peak in [0, 1], where it is known), 'data_wait' (share of
+          the window's time), 'useful_seconds', and memory in MiB. The time of a first step's compilation is in
+          no rate.
+        """
+        self.fetched = host = jax.device_get(self.values)
         total = {n: (sum(float(v[n][0]) for v in host), sum(float(v[n][1]) for v in host)) for n in host[0]}
         numbers = metrics.means(total)
         numbers['skipped'] = total['skipped'][0]
-        seconds = time.perf_counter() - self.start
+        del numbers['not_finite']  # see mvdjax/rollback.py
+        elapsed = time.perf_counter() - self.start
+        seconds = max(elapsed - self.lost.get('compile', 0.0), 1e-9)
         numbers |= {
             'substituted': float(self.substituted),
             'clips_per_second': self.records / seconds,
-            'data_wait': self.wait / seconds,
+            'steps_per_second': len(host) / seconds,
+            **({'mfu': flops * len(host) / seconds / peak} if flops and peak else {}),
+            'data_wait': self.lost.get('data', 0.0) / seconds,
+            'useful_seconds': max(elapsed - sum(self.lost.values()), 0.0),
             **workers.memory(),
+            **device_memory(),
         }
-        for values in host:
-            self.streak = self.streak + 1 if values['skipped'][0] else 0
-            if self.streak == MAX_SKIPPED:
-                raise UserError(
-                    f'{MAX_SKIPPED} steps in a row had a loss, gradient or update that was not finite: lower the rate, '
-                    'clip gradients (optim.clip_norm) or compute in float32, and start again from the last checkpoint'
-                )
         return numbers

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from mvdjax import checkpoints
+from mvdjax import checkpoints, saving
 from mvdjax import config as configs
 from mvdjax import main as cli
 from mvdjax.tasks.base import describe
@@ -37,7 +37,7 @@ def write_checkpoint(workdir, spec, *overrides):
         'licence': '',
     }
     step = np.int32(1)
-    with checkpoints.Checkpoints(str(workdir), 1) as saved:
+    with saving.Checkpoints(str(workdir), 1) as saved:
         saved.save(TrainState(step, np.int32(0), params, {}, None), meta)
     return workdir
 

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import small_runs
 
+from mvdjax import config as configs
 from mvdjax.errors import UserError
 from mvdjax.evaluate import evaluate
 from mvdjax.evaluation.multiview import TopK
-from mvdjax.train import train
+from mvdjax.train import make_evaluators, train
 
 
 @pytest.fixture(scope='module')
@@ -87,8 +88,14 @@ def test_a_data_set_in_its_own_format_is_scored_and_what_is_odd_about_it_is_said
     assert (result['top1'], result['scored']) == (plain['top1'], plain['scored'])
     printed = capsys.readouterr().out
     assert f'note: diving48:test: 1 of the 17 files that {tmp_path}/set/Diving48_V2_test.json lists are not' in printed
-    assert 'note: diving48:test: 16 files, published are 1970; scores on other files are other scores' in printed
+    assert 'note: diving48:test: 16 files, usual are 1970; scores on other files are other scores' in printed
     assert 'note: diving48:test: 8 classes, published are 48' in printed
+
+
+def test_sets_that_are_never_evaluated_are_named(capsys):
+    run = configs.Run(seed=0, global_batch=4, steps=1, eval_sets=('val', 'test'))
+    assert make_evaluators(None, run, None, None, '') == {}
+    assert 'run.eval_sets names val, test, but run.eval_every is 0: nothing is evaluated' in capsys.readouterr().out
 
 
 def test_evaluation_during_training_is_logged(demo_data, tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import small_runs
 
-from mvdjax import checkpoints
+from mvdjax import checkpoints, config_file
 from mvdjax import config as configs
 from mvdjax.data.pipeline import Data, Stream
 from mvdjax.errors import UserError
@@ -78,7 +78,7 @@ def load(demo_data, *overrides):
         data = {'files': f'{demo_data}/images.txt', 'recipe': 'images', 'options': images}
         config.streams = {'image': {'data': data, 'batch': 16}}
         for override in overrides:
-            configs._override(config, f'--config.{override}')
+            config_file.override(config, f'--config.{override}')
     return config
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from small_runs import arguments
 
-from mvdjax import checkpoints
+from mvdjax import checkpoints, saving
 from mvdjax import config as configs
 from mvdjax import main as cli
 from mvdjax.data.demo import encode_video
@@ -125,7 +125,7 @@ def write_checkpoint(workdir, config, **meta):
     """A checkpoint with nothing in it but what it says of itself."""
     meta = {'schema_version': 1, 'config': json.loads(json.dumps(config.to_dict())), 'class_names': [], **meta}
     state = TrainState(np.int32(1), np.int32(0), {'x': np.zeros(1, np.float32)}, {}, None)
-    with checkpoints.Checkpoints(str(workdir), 1) as saved:
+    with saving.Checkpoints(str(workdir), 1) as saved:
         saved.save(state, meta)
     return str(workdir)
 

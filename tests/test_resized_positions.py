@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import small_runs
 
-from mvdjax import checkpoints, handover, trees
+from mvdjax import checkpoints, handover, saving, trees
 from mvdjax import config as configs
 from mvdjax.errors import UserError
 from mvdjax.evaluate import evaluate
@@ -48,7 +48,7 @@ def pretrained(tmp_path_factory):
         'sources': [],
         'licence': '',
     }
-    with checkpoints.Checkpoints(str(workdir), 1) as saved:
+    with saving.Checkpoints(str(workdir), 1) as saved:
         saved.save(TrainState(np.int32(1), np.int32(0), params, {}, None), meta)
     return str(workdir), trees.flatten(params)
 

@@ -46,4 +46,9 @@ def get_config(arg: str = '') -> ConfigDict:
     c.data.update(files=lists['train'], class_file=classes, workers=2)
     for name, node in c.evals.items():
         node.data.update(files=lists[name], class_file=classes)
+    if lists['test'] == lists['val']:
+        c.evals.test.note = (
+            'there is no test list: this is the score on the validation list, and no test of a model that was chosen '
+            'by it (mvdjax data init --test=0.1 holds a test list out)'
+        )
     return c

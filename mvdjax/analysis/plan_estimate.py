@@ -12,6 +12,7 @@ from mvdjax import hardware, trees
 from mvdjax.analysis import plan_trace
 from mvdjax.analysis.plan_compile import compute_dtype
 from mvdjax.analysis.plan_step import Step
+from mvdjax.analysis.plan_topology import TPU_DIMENSIONS
 
 USABLE = 0.92  # of a GPU's memory: the rest goes to the driver, its libraries and fragmentation
 
@@ -85,13 +86,22 @@ def smallest_batch(step: Step) -> int:
 _TRACED: dict[str, plan_trace.Gradient] = {}  # by task and shapes of a clip: the same for all machines and batches
 
 
-def traced(step: Step) -> plan_trace.Gradient:
+def fused_attention(device: hardware.Device | None, dtype: str) -> bool:
+    """Whether attention is one kernel there: cuDNN's, on GPUs since Ampere in bfloat16 (`models.attention`)."""
+    return (
+        device is not None and device.name not in TPU_DIMENSIONS and device.bfloat16 is not None and dtype != 'float32'
+    )
+
+
+def traced(step: Step, fused: bool) -> plan_trace.Gradient:
     """The step's gradient, traced once for all batches."""
     unit = smallest_batch(step)
     shapes = jax.tree.map(lambda x: (x.shape[0] / step.clips, *x.shape[1:]), step.batch)
-    key = json.dumps([step.config.task_name, step.config.task.to_dict(), shapes, unit], sort_keys=True, default=str)
+    key = json.dumps(
+        [step.config.task_name, step.config.task.to_dict(), shapes, unit, fused], sort_keys=True, default=str
+    )
     if key not in _TRACED:
-        _TRACED[key] = plan_trace.trace(step.task, step.batch, step.clips, unit)
+        _TRACED[key] = plan_trace.trace(step.task, step.batch, step.clips, unit, fused)
     return _TRACED[key]
 
 
@@ -99,17 +109,17 @@ def estimate(step: Step, device: hardware.Device | None) -> Estimate:
     """The formula.
 
     Activations are those that the traced gradient keeps alive (see `plan_trace`), per clip; gradients are as large as
-    the parameters, and twice that with accumulation; 16-bit copies of all weights are made once for every gradient.
+    the parameters, and twice that with accumulation; 16-bit copies of the weights are made once for every gradient.
     """
     shards = step.shards
     clips = step.clips / step.run.accumulate
-    program = traced(step)
-    clip = program.clip_bytes / step.mesh.shape['tensor']
     dtype = compute_dtype(step)
+    program = traced(step, fused_attention(device, dtype))
+    clip = program.clip_bytes / step.mesh.shape['tensor']
     parameters = placed_bytes(step.state.params)
     kinds = standing_bytes(step)
     kinds['gradients'] = parameters * (2 if step.run.accumulate > 1 else 1)
-    kinds['copies'] = 0.5 * (parameters + kinds['teachers']) if dtype == 'bfloat16' else 0.0
+    kinds['copies'] = 0.5 * parameters if dtype == 'bfloat16' else 0.0
     kinds['activations'] = clip * clips / shards
     found = list(program.products(clips / shards))  # those of a shard, whose weights are read for its clips alone
     parts = step.run.accumulate / step.mesh.shape['tensor']

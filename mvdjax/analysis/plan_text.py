@@ -78,10 +78,8 @@ def _flops(plan: dict[str, Any]) -> Iterator[str]:
     yield f'GFLOP per clip: {model / 1e9:.1f} of the model by formula ({parts})'
     yield f'  executed, with what remat computes again: {flops["executed_per_clip"] / 1e9:.1f}'
     if flops['counted_once_per_clip'] is not None:
-        yield (
-            f"  the compiler's own count: {flops['counted_once_per_clip'] / 1e9:.1f} (it takes the body of a loop once, "
-            'also where all layers are one loop; --unrolled has none)'
-        )
+        own = f"  the compiler's own count: {flops['counted_once_per_clip'] / 1e9:.1f}"
+        yield own + ' (it takes the body of a loop once, also where all layers are one loop; --unrolled has none)'
 
 
 def _collectives(plan: dict[str, Any]) -> Iterator[str]:

@@ -21,10 +21,31 @@ class Product:
     times: float
 
 
-def size(value: Any) -> float:
-    """Bytes of a traced value; keys and the like take none."""
-    aval = value.aval
-    return math.prod(getattr(aval, 'shape', ())) * getattr(getattr(aval, 'dtype', None), 'itemsize', 0)
+Shapes = frozenset[tuple[int, ...]]  # of what never leaves the chip
+
+
+def size(value: Any, hidden: Shapes = frozenset()) -> float:
+    """Bytes of a traced value; keys and the like take none, nor do `hidden` ones, stacked or not."""
+    shape = getattr(value.aval, 'shape', ())
+    if shape[-4:] in hidden:
+        return 0.0
+    return float(math.prod(shape) * getattr(getattr(value.aval, 'dtype', None), 'itemsize', 0))
+
+
+def logits(jaxpr: Any) -> Shapes:
+    """The (b, heads, queries, keys) shapes of attention's logits: what a fused kernel keeps to itself.
+
+    Known by being products per sample and head that are larger than both of their factors.
+    """
+    found: set[tuple[int, ...]] = set()
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == 'dot_general' and len(eqn.params['dimension_numbers'][1][0]) == 2:
+            made = eqn.outvars[0].aval.shape
+            if len(made) == 4 and math.prod(made) > max(math.prod(v.aval.shape) for v in eqn.invars):
+                found.add(made)
+        for part in inner(eqn):
+            found |= logits(part)
+    return frozenset(found)
 
 
 def inner(eqn: Any) -> list[Any]:
@@ -38,17 +59,17 @@ def inner(eqn: Any) -> list[Any]:
     return found
 
 
-def products(jaxpr: Any, times: float = 1.0) -> Iterator[Product]:
-    """Every matrix product of a program."""
+def products(jaxpr: Any, times: float = 1.0, hidden: Shapes = frozenset()) -> Iterator[Product]:
+    """Every matrix product of a program; `hidden` values cost it no bytes."""
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == 'dot_general':
             (contracted, _), _ = eqn.params['dimension_numbers']
             shape = eqn.invars[0].aval.shape
             flops = 2.0 * math.prod(eqn.outvars[0].aval.shape) * math.prod(shape[i] for i in contracted)
-            yield Product(flops, sum(map(size, (*eqn.invars, *eqn.outvars))), times)
+            yield Product(flops, sum(size(v, hidden) for v in (*eqn.invars, *eqn.outvars)), times)
         often = eqn.params['length'] if eqn.primitive.name == 'scan' else 1
         for part in inner(eqn):
-            yield from products(part, times * often)
+            yield from products(part, times * often, hidden)
 
 
 def flops(jaxpr: Any) -> float:
@@ -61,7 +82,7 @@ def _heavy(eqn: Any) -> bool:
     return eqn.primitive.name == 'dot_general' or any(next(products(part), None) is not None for part in inner(eqn))
 
 
-def peak_bytes(jaxpr: Any) -> float:
+def peak_bytes(jaxpr: Any, hidden: Shapes = frozenset()) -> float:
     """Most bytes alive at a time, inputs of the program left out: what is made before a product and used after it."""
     last: dict[Any, int] = {}
     for i, eqn in enumerate(jaxpr.eqns):
@@ -70,9 +91,9 @@ def peak_bytes(jaxpr: Any) -> float:
     alive: dict[Any, float] = {}
     peak = 0.0
     for i, eqn in enumerate(jaxpr.eqns):
-        made = {v: size(v) for v in eqn.outvars}
+        made = {v: size(v, hidden) for v in eqn.outvars}
         if _heavy(eqn):
-            deepest = max((peak_bytes(part) for part in inner(eqn)), default=0.0)
+            deepest = max((peak_bytes(part, hidden) for part in inner(eqn)), default=0.0)
             peak = max(peak, sum(alive.values()) + sum(made.values()) + deepest)
         alive |= {v: s for v, s in made.items() if last.get(v, -1) > i}
         for v in [v for v in eqn.invars if not hasattr(v, 'val')]:
@@ -114,7 +135,7 @@ def gradient(task: Any, batch: Any) -> Any:
     return jax.make_jaxpr(function)(params, task.abstract_frozen(batch), batch).jaxpr
 
 
-def trace(task: Any, batch: Any, clips: int, unit: int) -> Gradient:
+def trace(task: Any, batch: Any, clips: int, unit: int, fused: bool = False) -> Gradient:
     """Traces twice.
 
     Args:
@@ -122,6 +143,7 @@ def trace(task: Any, batch: Any, clips: int, unit: int) -> Gradient:
       batch: an abstract batch of `clips` clips.
       clips: its rows in the main stream.
       unit: clips to trace with; every part of the batch must have a whole number of rows for them.
+      fused: attention is one kernel, whose logits never reach the memory.
     """
     found = []
     for n in (unit, 2 * unit):
@@ -129,6 +151,7 @@ def trace(task: Any, batch: Any, clips: int, unit: int) -> Gradient:
             lambda x, n=n: jax.ShapeDtypeStruct((x.shape[0] * n // clips, *x.shape[1:]), x.dtype), batch
         )
         found.append(gradient(task, rows))
-    once, twice = (tuple(products(jaxpr)) for jaxpr in found)
-    slope = (peak_bytes(found[1]) - peak_bytes(found[0])) / unit
-    return Gradient(unit, once, twice, slope)
+    hidden = [logits(jaxpr) if fused else frozenset() for jaxpr in found]
+    once, twice = (tuple(products(jaxpr, hidden=h)) for jaxpr, h in zip(found, hidden, strict=True))
+    less, more = (peak_bytes(jaxpr, h) for jaxpr, h in zip(found, hidden, strict=True))
+    return Gradient(unit, once, twice, (more - less) / unit)

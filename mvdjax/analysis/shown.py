@@ -13,15 +13,14 @@ import numpy as np
 from mvdjax import config as configs
 from mvdjax.data.order import named_seed
 from mvdjax.data.pipeline import BadFiles, Data, TrainSamples, empty_sample, eval_batches, train_batches
-from mvdjax.data.schema import SUBSTITUTED, Recipe, Record, Sample
-from mvdjax.data.sources import FileList
+from mvdjax.data.schema import SUBSTITUTED, FileList, Recipe, Record, Sample
 from mvdjax.errors import UserError
 from mvdjax.evaluate import EvalSet, eval_set
 from mvdjax.settings import Run
 
 TRAIN = 'train'
 _RECORD = 'record'  # of a sample: the record it was made of
-_RECORD_BYTES = 8192
+_RECORD_BYTES = 65536  # twelve, as JSON may need, for each of the 4096 that a path may have, and some
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +70,10 @@ class _NamingRecipe:
 
     def __call__(self, record: Record, rng: np.random.Generator) -> Sample:
         """The other's sample with `record`, uint8 (_RECORD_BYTES,): JSON, padded with zeros."""
-        return self._named(self.recipe(record, rng), json.dumps([record.path, record.label, record.line]))
+        name = json.dumps([record.path, record.label, record.line])
+        if len(name.encode()) > _RECORD_BYTES:
+            raise UserError(f'line {record.line} of the list has a path of {len(record.path)} characters, too long')
+        return self._named(self.recipe(record, rng), name)
 
     def blank(self) -> Sample:
         """The other's, of no file."""
@@ -80,7 +82,7 @@ class _NamingRecipe:
     def _named(self, sample: Sample, name: str) -> Sample:
         text = np.frombuffer(name.encode(), np.uint8)
         row = np.zeros(_RECORD_BYTES, np.uint8)
-        row[: len(text)] = text[:_RECORD_BYTES]
+        row[: len(text)] = text
         return {**sample, _RECORD: row if self.views == 1 else np.stack([row] * self.views)}
 
 
@@ -139,7 +141,7 @@ def _train_rows(data: Data, batch: int, seed: int, count: int, step: int) -> Sho
         start_step=step,
         steps=step + 1,
         bad=BadFiles(None),
-        processes=batch // local,
+        of=batch // local,
     )
     views = data.make().views
     return ShownSet(data, files, tuple(_rows(next(batches), views))[: count * views], batch, seed)
@@ -157,8 +159,8 @@ def _eval_rows(spec: EvalSet, count: int, step: int) -> ShownSet:
         batch=count * (step + 1),
         empty=empty_sample(data, files),
         bad=BadFiles(None),
-        process=step,
-        processes=step + 1,
+        parts=(step,),
+        of=step + 1,
     )
     rows = tuple(_rows(next(batches), 1))
     return ShownSet(data, files, rows[: len(files.records) - step * count], spec.batch, None)

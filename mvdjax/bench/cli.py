@@ -11,6 +11,16 @@ TOOLS = {
         'CPU time per clip of the data loaders, beside FFmpeg alone and a loader written as the published one',
         'mvdjax bench loader --peer=decord --output=loader.json',
     ),
+    'compile': (
+        'mvdjax.bench.compile',
+        'what compiling the step of a config costs, scanned and unrolled, and what the cache of executables saves',
+        'mvdjax bench compile --output=compile.json',
+    ),
+    'step': (
+        'mvdjax.bench.step',
+        "a training step of any recipe, without data: clips/s, share of the device's matrix rate, memory",
+        'mvdjax bench step --config=configs/mvd/k400_vit_b_from_b_400.py --dtype=float32 --peer=../MVD',
+    ),
 }
 
 

@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError('--workers takes numbers of worker processes, each at least 1')
     if args.size % 16:
         raise UserError(f'--size must be a multiple of 16, the side of a patch, not {args.size}')
-    from mvdjax.bench import loader_report, plan  # here, since they import the data system
+    from mvdjax.bench import loader_report, plan, report_file  # here, since they import the data system
     from mvdjax.bench.measure import Result
 
     jobs = plan.make_plan(args)
@@ -57,5 +57,5 @@ def run(args: argparse.Namespace) -> int:
         done += measured
         print(f'\n{loader_report.text(measured, results, args.need)}\n', flush=True)
         if args.output:
-            loader_report.write(args.output, loader_report.document(args, done, results))
+            report_file.write(args.output, loader_report.document(args, done, results))
     return 0

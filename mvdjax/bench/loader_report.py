@@ -1,7 +1,6 @@
 """The report of `mvdjax bench loader`: tables for people, JSON for later, and both from the same numbers."""
 
 import argparse
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,7 +8,6 @@ from typing import Any
 from mvdjax.bench import machine
 from mvdjax.bench.measure import Result
 from mvdjax.bench.plan import Job
-from mvdjax.errors import UserError
 
 SCHEMA = 1  # raise it with every change of a key's meaning
 PACKAGES = ('mvdjax', 'av', 'numpy', 'opencv-python-headless', 'pillow', 'grain', 'decord', 'eva-decord')
@@ -27,6 +25,7 @@ def document(args: argparse.Namespace, jobs: Sequence[Job], results: Results) ->
         'settings': {name: getattr(args, name) for name in names},
         'rows': [_row(job, results) for job in jobs],
         'worker_scaling': _scaling(jobs, results),
+        'process_scaling': _scaling(jobs, results, apart=True),
     }
 
 
@@ -48,9 +47,13 @@ def _row(job: Job, results: Results) -> dict[str, Any]:
     }
 
 
-def _scaling(jobs: Sequence[Job], results: Results) -> float | None:
-    """Clips a second with the most workers over those with the fewest; None if there is nothing to compare."""
-    counts = {job.candidate.arguments['count']: job for job in jobs if job.part == 'workers'}
+def _scaling(jobs: Sequence[Job], results: Results, apart: bool = False) -> float | None:
+    """Clips a second with the most workers over those with the fewest; None if there is nothing to compare.
+
+    With `apart` those of as many processes that have nothing to do with each other: what the machine allows.
+    """
+    chosen = [j for j in jobs if j.part == 'workers' and j.candidate.factory.endswith(':apart') == apart]
+    counts = {job.candidate.arguments['count']: job for job in chosen}
     if len(counts) < 2:
         return None
     fewest, most = (results[counts[n].candidate.name] for n in (min(counts), max(counts)))
@@ -63,7 +66,7 @@ def text(jobs: Sequence[Job], results: Results, need: float | None) -> str:
     blocks = [_table(title, [row for row in rows if row['part'] == part]) for part, title in _TITLES.items()]
     worker_rows = [row for row in rows if row['part'] == 'workers']
     if worker_rows:
-        blocks.append(_worker_table(worker_rows, _scaling(jobs, results)))
+        blocks.append(_worker_table(worker_rows, _scaling(jobs, results), _scaling(jobs, results, apart=True)))
     own = [row for row in rows if row['way'].startswith('ours')]
     if need is not None and own:
         blocks.append(_cores(own, need))
@@ -102,7 +105,7 @@ def _number(value: float | None) -> str:
     return '' if value is None else f'{value:.2f}'
 
 
-def _worker_table(rows: Sequence[Mapping[str, Any]], scaling: float | None) -> str:
+def _worker_table(rows: Sequence[Mapping[str, Any]], scaling: float | None, ceiling: float | None) -> str:
     lines = [
         'The whole pipeline with worker processes (medians; memory of one worker, in MiB)',
         '',
@@ -110,11 +113,14 @@ def _worker_table(rows: Sequence[Mapping[str, Any]], scaling: float | None) -> s
         '|---|---|---|---|---|---|---|',
     ]
     for row in rows:
-        memory = [f'{row["memory_mib"][f"worker_{name}_mib"]:.0f}' for name in ('peak_rss', 'pss', 'own')]
+        found = [row['memory_mib'].get(f'worker_{name}_mib') for name in ('peak_rss', 'pss', 'own')]
+        memory = ['' if value is None else f'{value:.0f}' for value in found]
         speed = [f'{row["clips_per_second"]:.1f}', f'{row["cpu_ms_per_clip"]:.1f}']
         lines.append('| ' + ' | '.join([row['videos'], row['way'], *speed, *memory]) + ' |')
     if scaling is not None:
         lines += ['', f'From the fewest workers to the most, clips/s grow {scaling:.2f} times.']
+    if ceiling is not None:
+        lines += [f'As many processes without a pipeline give {ceiling:.2f} times: what the machine allows.']
     return '\n'.join(lines)
 
 
@@ -124,13 +130,3 @@ def _cores(rows: Sequence[Mapping[str, Any]], need: float) -> str:
     for row in rows:
         lines.append(f'  {math.ceil(need * row["cpu_ms_per_clip"] / 1000)}  {row["videos"]}, {row["way"]}')
     return '\n'.join(lines)
-
-
-def write(path: str, content: Mapping[str, Any]) -> None:
-    """Writes the JSON. Raises UserError if it cannot be written."""
-    try:
-        with open(path, 'w', encoding='utf-8') as file:
-            json.dump(content, file, indent=2)
-            file.write('\n')
-    except OSError as error:
-        raise UserError(f'{path} cannot be written ({error.strerror}); give another --output') from error

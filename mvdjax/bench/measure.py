@@ -13,14 +13,14 @@ import statistics
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
 from mvdjax.errors import UserError
 
-# Threads would be compared too: everything runs on one.
-ONE_THREAD = dict.fromkeys(('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS'), '1')
+# Where ways to use a core are compared, everything runs on one thread.
+ONE_THREAD: Mapping[str, str] = dict.fromkeys(('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS'), '1')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,8 +88,11 @@ class Result:
         return statistics.median(self.wall_ms)
 
 
-def _serve(candidate: Candidate, connection: Connection) -> None:
-    """The child: makes the candidate's function, then runs the batches it is told to, and answers with their cost."""
+def serve(candidate: Candidate, connection: Connection) -> None:
+    """The child: makes the candidate's function, then runs the batches it is told to, and answers with their cost.
+
+    Its first answer is None, or a string that says why it cannot run.
+    """
     try:
         module, function = candidate.factory.split(':')
         make: Make = getattr(importlib.import_module(module), function)(**candidate.arguments)
@@ -102,22 +105,23 @@ def _serve(candidate: Candidate, connection: Connection) -> None:
             connection.send(dataclasses.replace(cost, memory={**cost.memory, **peak}))
     except UserError as error:
         connection.send(str(error))
-    except EOFError:
+    except (EOFError, BrokenPipeError):
         pass  # the parent is gone
     except BaseException:  # whatever it is, the parent is waiting for it  # noqa: BLE001
-        connection.send(f'{candidate.name} failed: {traceback.format_exc()}')
+        with suppress(BrokenPipeError):
+            connection.send(f'{candidate.name} failed: {traceback.format_exc()}')
 
 
 @contextmanager
-def _children(candidates: Sequence[Candidate]) -> Iterator[list[Connection]]:
+def _children(candidates: Sequence[Candidate], environment: Mapping[str, str]) -> Iterator[list[Connection]]:
     context = multiprocessing.get_context('spawn')
-    saved = {name: os.environ.get(name) for name in ONE_THREAD}
-    os.environ.update(ONE_THREAD)  # read when the children's libraries start
+    saved = {name: os.environ.get(name) for name in environment}
+    os.environ.update(environment)  # read when the children's libraries start
     connections, processes = [], []
     try:
         for candidate in candidates:
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(candidate, theirs))
+            process = context.Process(target=serve, args=(candidate, theirs))
             process.start()
             theirs.close()
             connections.append(ours)
@@ -149,7 +153,10 @@ def _answer(connection: Connection, name: str) -> Any:
 
 
 def interleaved(
-    candidates: Sequence[Candidate], repeats: int, progress: Callable[[str, int], None] = lambda name, batch: None
+    candidates: Sequence[Candidate],
+    repeats: int,
+    progress: Callable[[str, int], None] = lambda name, batch: None,
+    environment: Mapping[str, str] = ONE_THREAD,
 ) -> dict[str, Result]:
     """Runs batch 0 of every candidate to warm it up, then batches 1 to `repeats`, all candidates within each round.
 
@@ -157,6 +164,7 @@ def interleaved(
         candidates: what to compare; batch i is the same clips for all that are told to make the same ones.
         repeats: measured rounds.
         progress: told the name and the batch that is about to run.
+        environment: variables of the children.
 
     Returns:
         Results by name.
@@ -165,7 +173,7 @@ def interleaved(
         UserError: a candidate could not run.
     """
     costs: dict[str, list[Cost]] = {c.name: [] for c in candidates}
-    with _children(candidates) as connections:
+    with _children(candidates, environment) as connections:
         pairs = list(zip(candidates, connections, strict=True))
         for candidate, connection in pairs:
             _answer(connection, candidate.name)

@@ -177,9 +177,13 @@ def _workers(args: argparse.Namespace, source: _Source) -> list[Job]:
             'batches': PIPELINE_BATCHES,
             'count': count,
         }
-        way = f'{count} worker' + ('s' if count > 1 else '')
-        candidate = Candidate(f'{way}: {source.name}', 'mvdjax.bench.ways:workers', arguments)
-        jobs.append(Job('workers', source.name, way, candidate))
+        plural = 's' if count > 1 else ''
+        for way, factory in (
+            (f'{count} worker{plural}', 'workers'),
+            (f'no pipeline, {count} process' + plural.replace('s', 'es'), 'apart'),
+        ):
+            candidate = Candidate(f'{way}: {source.name}', f'mvdjax.bench.ways:{factory}', arguments)
+            jobs.append(Job('workers', source.name, way, candidate))
     return jobs
 
 

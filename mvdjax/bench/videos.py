@@ -22,6 +22,7 @@ from mvdjax.data import pack, transcode
 from mvdjax.data.sources import read_list
 
 VERSION = 1  # raise it with every change that alters a file
+PACK_VERSION = 2  # likewise with what packs hold besides videos
 _GRAIN = 1  # standard deviation, in levels of 255
 _CAMERAS = ('still', 'pan', 'zoom', 'shake')
 
@@ -132,7 +133,7 @@ def write_videos(folder: Path, kind: str, count: int) -> Path:
 def write_packed(folder: Path, kind: str, count: int, profile: str) -> Path:
     """The pack that `mvdjax data pack` makes of the same videos. Raises UserError if it cannot be written."""
     sources = write_videos(folder, kind, count)
-    target = sources.with_name(f'{sources.stem}_{profile}_v{transcode.VERSION}')
+    target = sources.with_name(f'{sources.stem}_{profile}_v{transcode.VERSION}_{PACK_VERSION}')
     pack.write_pack(read_list(str(sources)), '', str(target), pack.PackSpec(profile, name=kind), progress=False)
     return target
 

@@ -5,6 +5,7 @@ clips it held. Sample n of every way comes from the same record and the same ran
 clips.
 """
 
+import multiprocessing
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -14,11 +15,11 @@ import numpy as np
 import psutil
 
 from mvdjax.bench import peer_decord
-from mvdjax.bench.measure import Cost, Make
+from mvdjax.bench.measure import Candidate, Cost, Make, serve
 from mvdjax.data import pipeline, sampling, worker_settings
 from mvdjax.data import workers as data_workers
-from mvdjax.data.schema import Record
-from mvdjax.data.sources import FileList
+from mvdjax.data.schema import FileList, Record
+from mvdjax.errors import UserError
 
 
 def _samples(files: FileList, i: int, batch: int) -> Iterator[tuple[Record, np.random.Generator]]:
@@ -143,6 +144,32 @@ def workers(files: FileList, recipe: str, options: Mapping[str, Any], batch: int
         memory = [_memory(psutil.Process(p.pid)) for p in data_workers.worker_processes()]
         settle()
         return Cost(batch * batches, used, wall, {name: max(m[name] for m in memory) for name in memory[0]})
+
+    return run
+
+
+def apart(files: FileList, recipe: str, options: Mapping[str, Any], batch: int, batches: int, count: int) -> Make:
+    """Processes that make batches side by side as `ours` does, and hand nothing over: what the machine can give."""
+    context = multiprocessing.get_context('spawn')
+    arguments = {'files': files, 'recipe': recipe, 'options': options, 'batch': batch}
+    connections = []
+    for _ in range(count):
+        connection, theirs = context.Pipe()
+        candidate = Candidate('', 'mvdjax.bench.ways:ours', arguments)
+        context.Process(target=serve, args=(candidate, theirs), daemon=True).start()
+        theirs.close()
+        connections.append(connection)
+    for connection in connections:
+        if (answer := connection.recv()) is not None:
+            raise UserError(answer)
+
+    def run(i: int) -> Cost:
+        wall = time.perf_counter()
+        for number, connection in enumerate(connections):
+            for k in range(batches):
+                connection.send((i * count + number) * batches + k)
+        costs = [connection.recv() for connection in connections for _ in range(batches)]
+        return Cost(batch * batches * count, sum(cost.cpu for cost in costs), time.perf_counter() - wall)
 
     return run
 

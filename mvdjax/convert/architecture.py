@@ -16,6 +16,7 @@ from mvdjax.convert.layouts import Convolution, Linear, Shape, Token, Vector
 from mvdjax.convert.rules import Rule
 from mvdjax.errors import UserError
 from mvdjax.models.embed import Grid, position_table, token_grid
+from mvdjax.models.layers import NORM_EPSILON
 from mvdjax.models.masked_vit import MaskedViT
 from mvdjax.models.vit import VARIANTS, Classifier, ViT
 from mvdjax.tasks.base import build_decoder, build_vit
@@ -171,6 +172,7 @@ class Given:
       input_size: (frames, height, width).
       mean, std: of the pixels, one value per channel.
       window: of a Swin, in tokens along time, height, width.
+      norm_epsilon: of the LayerNorms.
     """
 
     heads: int | None = None
@@ -179,6 +181,7 @@ class Given:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     window: Grid | None = None
+    norm_epsilon: float | None = None
 
 
 def _heads(width: int, known: Mapping[int, int], given: int | None, option: str) -> int:
@@ -220,6 +223,7 @@ def _decoder(family: Family, names: DecoderNames, shapes: Mapping[str, Shape], g
         'embed_bias': f'{names.embed}.bias' in shapes,
         'pos_embed': family.pos_embed,
         'qkv_bias': family.qkv_bias,
+        'norm_epsilon': given.norm_epsilon or NORM_EPSILON,
     }
 
 
@@ -246,6 +250,7 @@ def read_architecture(family: Family, shapes: Mapping[str, Shape], given: Given)
         'cls_token': bool(names.cls_token),
         'qkv_bias': family.qkv_bias,
         'final_norm': f'{names.norm}.weight' in shapes and not family.classifier,
+        'norm_epsilon': given.norm_epsilon or NORM_EPSILON,
     }
     if given.mean and given.std:
         backbone |= {'mean': given.mean, 'std': given.std}
@@ -288,13 +293,16 @@ def of_checkpoint(shapes: Mapping[str, Shape], meta: Mapping[str, Any]) -> Archi
     for name in sorted({path.split('/')[0] for path in shapes if path.startswith('decoders_')}):
         short = name.removeprefix('decoders_')
         section = task['decoder'] if short == 'pixels' else task['teachers'][short]['decoder']
-        stated = build_decoder({k: section[k] for k in ('pos_embed', 'qkv_bias') if k in section}, **_NO_SIZE)
+        stated = build_decoder(
+            {k: section[k] for k in ('pos_embed', 'qkv_bias', 'norm_epsilon') if k in section}, **_NO_SIZE
+        )
         decoders[short] = {
             **_our_stack(f'{name}/decoder', shapes),
             'out_dim': shapes[f'{name}/head/kernel'][1],
             'embed_bias': f'{name}/embed/bias' in shapes,
             'pos_embed': stated.pos_embed,
             'qkv_bias': stated.qkv_bias,
+            'norm_epsilon': stated.norm_epsilon,
         }
     classes = shapes['head/kernel'][1] if 'head/kernel' in shapes else None
     frames, height, width, channels = meta['input_shape'][-4:]
@@ -330,6 +338,8 @@ def differences(family: Family, model: Architecture) -> list[str]:
     biases = {vit.qkv_bias, *(section['qkv_bias'] for section in model.decoders.values())}
     if biases != {family.qkv_bias}:
         wrong.append(f'its attention has {" and ".join(sorted(biases))} biases, the family has {family.qkv_bias}')
+    if not family.hub_class and vit.norm_epsilon != NORM_EPSILON:
+        wrong.append(f'its LayerNorms have an epsilon of {vit.norm_epsilon}, the family of {NORM_EPSILON}')
     if vit.cls_token != bool(family.encoder.cls_token):
         wrong.append('one has a class token, the other has none')
     if family.image and vit.patch[0] != 1:

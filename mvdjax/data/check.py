@@ -268,7 +268,13 @@ def run(args: argparse.Namespace) -> int:
     """Runs `mvdjax data check`; 0: nothing is wrong, 1: something is (with --strict, or odd)."""
     options = Options(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Options)})
     start = time.perf_counter()
-    result = check(args.lists, args.output, options)
+    try:
+        result = check(args.lists, args.output, options)
+    except OSError as error:
+        raise UserError(
+            f'{error.filename or args.output} cannot be written ({error.strerror or error}): give another --output, or '
+            'room'
+        ) from error
     for line in summary(result, os.path.join(args.output, 'problems.txt')):
         print(line)
     wrong, odd = (sum(map(len, found(result).values())) for found in (errors, warnings))

@@ -1,8 +1,8 @@
 """Pillow's image operations for whole clips, through OpenCV: the fast mode of `rand_augment` and the colour jitter.
 
-The operation is the same in every frame of a clip, so its tables, kernels and maps are made once per clip. Results
-agree with Pillow's to the byte where a table does the work and to one level elsewhere, rotation excepted
-(tests/data/test_clip_ops.py has the largest difference of each).
+The operation is the same in every frame of a clip, so its kernels and maps are made once per clip. Results agree with
+Pillow's to one level, rotation excepted (tests/data/test_clip_ops.py has the largest difference of each). Operations
+that map values are in `clip_tables`.
 
 A clip is uint8 (t, h, w, 3), C-contiguous; it is never modified. A box is (top, left, height, width) inside the frame:
 functions that take one return only that part of what they would make of the whole frame.
@@ -11,12 +11,11 @@ functions that take one return only that part of what they would make of the who
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import cv2
 import numpy as np
-from PIL import Image, ImageEnhance
 
+from mvdjax.data.clip_tables import cut
 from mvdjax.data.ops import Box
 
 FILL = 128  # mid grey, not the ImageNet mean: the published runs pass no mean
@@ -27,80 +26,8 @@ _CUT_OFF = -0.499
 _GREY = (0.299, 0.587, 0.114)
 
 
-def cut(frames: np.ndarray, box: Box) -> np.ndarray:
-    """The part of each frame inside `box`, a view."""
-    top, left, height, width = box
-    return frames[:, top : top + height, left : left + width]
-
-
 def _empty(frames: np.ndarray, box: Box) -> np.ndarray:
     return np.empty((len(frames), box[2], box[3], 3), np.uint8)
-
-
-# --- through 256-entry tables, to the byte ---------------------------------------------------------------------------
-
-
-def table_of(apply: Callable[[Image.Image], Image.Image]) -> np.ndarray:
-    """The table of a Pillow operation that maps each value by itself and all channels alike: uint8 (256,)."""
-    ramp = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, axis=2)
-    return np.asarray(apply(Image.fromarray(ramp)))[0, :, 0].copy()
-
-
-def by_table(frames: np.ndarray, table: np.ndarray, box: Box) -> np.ndarray:
-    """Maps values through `table`: (256,), or one for each frame (t, 256), or for each of its channels (t, 256, 3)."""
-    tables = np.broadcast_to(table, (len(frames), 256)) if table.ndim == 1 else table
-    if table.ndim == 3:
-        tables = tables[:, None]  # as OpenCV wants a table of several channels
-    out = _empty(frames, box)
-    for frame, frame_table, result in zip(cut(frames, box), tables, out, strict=True):
-        cv2.LUT(frame, frame_table, dst=result)
-    return out
-
-
-def brightness(frames: np.ndarray, factor: float, box: Box) -> np.ndarray:
-    """Blends the clip with black: factor 0 is black, 1 the clip, more exceeds it."""
-    return by_table(frames, table_of(lambda image: ImageEnhance.Brightness(image).enhance(factor)), box)
-
-
-def _histograms(frames: np.ndarray) -> np.ndarray:
-    """int64 (t, 256, 3)."""
-    counts = [[cv2.calcHist([f], [c], None, [256], [0, 256]).ravel() for c in range(3)] for f in frames]
-    return np.array(counts, np.int64).transpose(0, 2, 1)
-
-
-def auto_contrast(frames: np.ndarray, box: Box) -> np.ndarray:
-    """Stretches each channel of each frame from its darkest and lightest value to 0 and 255."""
-    present = _histograms(frames) > 0
-    low = present.argmax(1)[:, None]  # (t, 1, 3)
-    high = 255 - present[:, ::-1].argmax(1)[:, None]
-    values = np.arange(256)[None, :, None]
-    scale = 255.0 / np.maximum(high - low, 1)
-    stretched = (values * scale - low * scale).clip(0, 255).astype(np.uint8)
-    return by_table(frames, np.where(high > low, stretched, values.astype(np.uint8)), box)
-
-
-def equalize(frames: np.ndarray, box: Box) -> np.ndarray:
-    """Flattens the histogram of each channel of each frame, by Pillow's integer rule."""
-    counts = _histograms(frames)
-    lightest = 255 - (counts > 0)[:, ::-1].argmax(1)[:, None]
-    step = (counts.sum(1, keepdims=True) - np.take_along_axis(counts, lightest, 1)) // 255
-    below = counts.cumsum(1) - counts
-    flat = ((step // 2 + below) // np.maximum(step, 1)).clip(0, 255)
-    return by_table(frames, np.where(step > 0, flat, np.arange(256)[None, :, None]).astype(np.uint8), box)
-
-
-def contrast(frames: np.ndarray, factor: float, box: Box) -> np.ndarray:
-    """Blends each frame with its mean grey: factor 0 is all grey, 1 the frame, more exceeds it.
-
-    The mean is of OpenCV's grey values. They differ from Pillow's in few pixels, so a mean next to a half may round the
-    other way, and the frame be one level lighter or darker.
-    """
-    ramp = Image.fromarray(np.arange(256, dtype=np.uint8)[None])
-    tables = []
-    for frame in frames:
-        mean = int(cv2.mean(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY))[0] + 0.5)
-        tables.append(np.asarray(Image.blend(Image.new('L', (256, 1), mean), ramp, factor))[0])
-    return by_table(frames, np.stack(tables), box)
 
 
 # --- by arithmetic on pixels and neighbours, to one level ------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from mvdjax.data import clip_ops
+from mvdjax.data import clip_ops, clip_tables
 from mvdjax.errors import UserError
 
 
@@ -82,9 +82,10 @@ def color_jitter(
             continue
         change = float(limit * draws[which])
         if which == 0:
-            frames = clip_ops.brightness(frames, 1 + change, box)
+            frames = clip_tables.by_table(frames, clip_tables.brightness(1 + change), box)
         elif which == 1:
-            frames = clip_ops.contrast(frames, 1 + change, box)
+            table = clip_tables.contrast(clip_tables.Mapped(frames), 1 + change)
+            frames = clip_tables.by_table(frames, table, box)
         elif which == 2:
             frames = clip_ops.color(frames, 1 + change, box)
         else:

@@ -104,6 +104,13 @@ def _open_container(reader: _Reader, head: bytes) -> av.container.InputContainer
         raise
 
 
+def set_up(context: av.VideoCodecContext) -> None:
+    """Settings of every decoder: one thread, and no picture that is too large."""
+    context.options = {'max_pixels': str(MAX_PIXELS)}  # the coded size may differ from the header's
+    context.thread_count = 1
+    context.thread_type = 'SLICE'
+
+
 def _video_stream(container: av.container.InputContainer) -> av.VideoStream:
     kind = container.format.name
     if kind.endswith('_pipe'):
@@ -119,9 +126,7 @@ def _video_stream(container: av.container.InputContainer) -> av.VideoStream:
     if context is None:
         raise UnreadableError('uses a codec that this FFmpeg cannot decode')
     check_size(context.width, context.height)
-    context.options = {'max_pixels': str(MAX_PIXELS)}  # the coded size may differ from the header's
-    context.thread_count = 1
-    context.thread_type = 'SLICE'
+    set_up(context)
     for other in container.streams:
         if other.index != stream.index:
             other.discard = Discard.all

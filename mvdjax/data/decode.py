@@ -12,7 +12,7 @@ from __future__ import annotations
 import io
 import struct
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -47,6 +47,21 @@ class Blob:
 
 
 Media = str | Path | Blob
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """A video whose frames are JPEG pictures that can be read one by one: out of a pack.
+
+    Attributes:
+        frames: how many there are.
+        read: (n,) frame numbers -> the bytes of each. Raises UnreadableError, OSError.
+        whole: the video in a container, for when that fails. Raises DecodeError.
+    """
+
+    frames: int
+    read: Callable[[np.ndarray], list[bytes]]
+    whole: Callable[[], Blob]
 
 
 _INDICES = packets.IndexCache()
@@ -145,11 +160,11 @@ def _check_range(ids: np.ndarray, frames: int) -> None:
         raise ValueError(f'pick returned frames {ids.min()} to {ids.max()} of a video of {frames}')
 
 
-def read_frames(media: Media, pick: Callable[[int], np.ndarray]) -> np.ndarray:
+def read_frames(media: Media | Pictures, pick: Callable[[int], np.ndarray]) -> np.ndarray:
     """Decodes the frames that `pick` chooses.
 
     Args:
-        media: a local video file, or one in memory.
+        media: a local video file, one in memory, or pictures.
         pick: gets the number of decodable frames (at least 1) and returns integer indices into them, in any order,
             repeats allowed. It is called again if decoding shows another number than the packets promised.
 
@@ -161,8 +176,20 @@ def read_frames(media: Media, pick: Callable[[int], np.ndarray]) -> np.ndarray:
         DecodeError: the file is not a readable video. A damaged one counts as the frames that can be had from it.
         ValueError: an index out of range, or indices that are no integer vector.
     """
+    picker = _Picker(pick)
+    if isinstance(media, Pictures):
+        with suppress(*_BAD_VIDEO):
+            return _read_pictures(media, picker)
+        media = media.whole()  # overcomes what is wrong, or has the words for it
     with _watched(media) as (source, watch):
-        return _read(source, watch, _Picker(pick))[0]
+        return _read(source, watch, picker)[0]
+
+
+def _read_pictures(pictures: Pictures, picker: _Picker) -> np.ndarray:
+    ids = picker(pictures.frames)
+    _check_range(ids, pictures.frames)
+    wanted = np.unique(ids)
+    return packets.decode_pictures(zip(wanted.tolist(), pictures.read(wanted), strict=True), ids, Watch())
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """What stands between a run and a decoder that hangs or crashes: who is at work on what, and for how long.
 
-Workers post what they read on a board, a small file that the main process maps too. A thread there (`Watch`) ends a
-worker that has been at one sample for longer than the limit; the signal comes from outside, so it also reaches a
+Workers post what they read on a board, a small file that the main process maps too. A thread there (`WorkerWatch`)
+ends a worker that has been at one sample for longer than the limit; the signal comes from outside, so it also reaches a
 decoder that holds the interpreter's lock. Without workers, `read` leaves the thread that hangs behind and goes on: that
 needs a decoder which lets go of the lock (FFmpeg's do), and nothing can help against one that crashes.
 
@@ -87,7 +87,7 @@ class Board:
         return {int(serial): Work(*map(int, row)) for serial, *row in rows if serial}
 
 
-class Watch(threading.Thread):
+class WorkerWatch(threading.Thread):
     """Ends workers that are at one sample for longer than a limit.
 
     Time is counted in looks at the board, not read from a clock: a machine that was asleep, or a job that was stopped
@@ -219,7 +219,7 @@ def _limited(function: Callable[[], Any], path: str, limit: float) -> Any:
 
 
 def _ends(thread: threading.Thread, limit: float) -> bool:
-    for _ in range(10):  # in slices, for the reason that `Watch` counts looks
+    for _ in range(10):  # in slices, for the reason that `WorkerWatch` counts looks
         thread.join(limit / 10)
         if not thread.is_alive():
             return True

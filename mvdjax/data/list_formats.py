@@ -57,6 +57,8 @@ def parse(text: str, where: str, names: tuple[str, ...] = ()) -> list[Row]:
     if not filled:
         return []
     first = lines[filled[0]]
+    if first.lstrip().startswith('[') and _is_json(text):
+        raise UserError(f'{where}: is one JSON array; write one object or one "path label" on each line instead')
     if first.lstrip().startswith('{'):
         return [_json_row(lines[i], f'{where}:{i + 1}', i + 1) for i in filled]
     delimiter = _delimiter(first)
@@ -171,6 +173,14 @@ def _named(fields: list[str], header: tuple[int, int | None], where: str, line: 
             f'{where}: {len(fields)} columns, fewer than the header names; a path with a comma needs quotes'
         )
     return Row(fields[path], None if label is None else fields[label] or None, line)
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except json.JSONDecodeError:
+        return False
+    return True
 
 
 def _json_row(text: str, where: str, line: int) -> Row:

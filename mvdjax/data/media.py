@@ -10,7 +10,7 @@ import time
 
 import fsspec
 
-from mvdjax.data.decode import Blob, DecodeError
+from mvdjax.data.decode import Blob, DecodeError, Pictures
 from mvdjax.errors import UserError
 
 VIDEO_SUFFIXES = (
@@ -93,6 +93,19 @@ def fetch(path: str) -> str | Blob:
             if isinstance(error, _FINAL) or attempt == TRIES:
                 raise DecodeError(path, f'cannot be fetched: {_reason(kind, error)}') from error
         time.sleep(2.0 ** (attempt - 1))
+
+
+def fetch_clip(path: str) -> str | Blob | Pictures:
+    """What `read_frames` reads of a file of which it needs few frames: `fetch`, or single pictures out of a pack.
+
+    Raises:
+      DecodeError: as `fetch`.
+    """
+    if scheme(path) == PACKED:
+        from mvdjax.data import packed
+
+        return packed.read_pictures(path) or packed.read_blob(path)
+    return fetch(path)
 
 
 def _download(path: str) -> bytes:

@@ -109,9 +109,10 @@ def crop_resize_antialias(
         box: may reach over the edges.
         size: of the result.
         kernel: 'bilinear' (video pre-training) or 'bicubic' (MAE's images).
-        fast: bilinearly enlarge through OpenCV, which takes a quarter of the time. Antialiasing only acts where
-            something shrinks, so this is one level off at most, by rounding; what shrinks or has a part outside the
-            image goes through PIL.
+        fast: bilinearly through OpenCV, which takes a sixth of the time. Antialiasing only acts where something
+            shrinks, so what is enlarged is one level off at most, by rounding. What shrinks, to no less than half, is
+            smoothed first (see `_resize_smoothed`): half a level off in the mean on pictures, 20 at most. What shrinks
+            further or has a part outside the image goes through PIL.
 
     Returns:
         uint8 (t, height, width, 3).
@@ -120,8 +121,8 @@ def crop_resize_antialias(
     top, left, h, w = box
     out_height, out_width = height_width(size)
     inside = top >= 0 and left >= 0 and top + h <= frames.shape[1] and left + w <= frames.shape[2]
-    if fast and inside and kernel == 'bilinear' and h <= out_height and w <= out_width:
-        return crop_resize_bilinear(frames, box, size)
+    if fast and inside and kernel == 'bilinear' and h <= 2 * out_height and w <= 2 * out_width:
+        return _resize_smoothed(frames[:, top : top + h, left : left + w], (out_height, out_width))
     out = np.empty((len(frames), out_height, out_width, 3), np.uint8)
     for frame, result in zip(frames, out, strict=True):
         if inside:  # cutting the array first spares copying the whole frame into a PIL image
@@ -129,6 +130,25 @@ def crop_resize_antialias(
         else:
             image = Image.fromarray(frame).crop((left, top, left + w, top + h))
         result[...] = np.asarray(image.resize((out_width, out_height), resample))
+    return out
+
+
+def _resize_smoothed(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """`_resize_bilinear`, before which an axis that shrinks is smoothed: near to an antialiased resize.
+
+    PIL widens its triangle by the factor s of shrinking. The same weights come out at s = 1 and s = 2, and nearly so in
+    between, if the pixels are weighted (a, 1 - 2 a, a) with a = (1 - 1 / s) / 2 before an ordinary bilinear resize.
+    """
+    factors = [max(1.0, old / new) for old, new in zip(frames.shape[1:3], size, strict=True)]
+    if max(factors) == 1:
+        return _resize_bilinear(frames, size)
+    sides = [(1 - 1 / factor) / 2 for factor in factors]
+    down, right = (np.array([side, 1 - 2 * side, side], np.float32) for side in sides)
+    out = np.empty((len(frames), *size, 3), np.uint8)
+    smooth = np.empty(frames.shape[1:], np.uint8)
+    for frame, result in zip(frames, out, strict=True):
+        cv2.sepFilter2D(frame, -1, right, down, dst=smooth, borderType=cv2.BORDER_REPLICATE)
+        cv2.resize(smooth, size[::-1], dst=result, interpolation=cv2.INTER_LINEAR)
     return out
 
 
@@ -324,7 +344,10 @@ def spatial_crops(frames: np.ndarray, size: Size, crops: int = 3, rule: str = 'e
 
 def flip(frames: np.ndarray) -> np.ndarray:
     """Mirrors left and right. Returns a contiguous array of the same shape and dtype."""
-    return np.ascontiguousarray(frames[:, :, ::-1])
+    out = np.empty(frames.shape, frames.dtype)
+    for frame, result in zip(frames, out, strict=True):
+        cv2.flip(frame, 1, dst=result)  # NumPy copies backwards pixel by pixel, 40 times slower
+    return out
 
 
 def random_erasing_box(

@@ -19,25 +19,34 @@ WINDOW = 256  # samples of a mixture whose sources are shuffled among each other
 
 @dataclasses.dataclass(frozen=True)
 class Numbers:
-    """The global sample numbers that this process reads, from `start_step` on: its contiguous rows of every batch."""
+    """The global sample numbers that this process reads, from `start_step` on.
+
+    Every batch is cut into `of` equal parts; `parts` are those whose rows this process's devices hold.
+    """
 
     records_per_batch: int
     start_step: int
     steps: int
-    process: int
-    processes: int
+    parts: tuple[int, ...]
+    of: int
+
+    @property
+    def local(self) -> int:
+        """Records of each batch that this process reads."""
+        return self.records_per_batch // self.of * len(self.parts)
 
     def __len__(self) -> int:
         """Records this process reads."""
-        return (self.steps - self.start_step) * (self.records_per_batch // self.processes)
+        return (self.steps - self.start_step) * self.local
 
     def __getitem__(self, position: int) -> int:
         """Global number of the record at this position."""
         if not 0 <= position < len(self):
             raise IndexError(position)  # or iteration would never end
-        local = self.records_per_batch // self.processes
-        step, row = divmod(position, local)
-        return (self.start_step + step) * self.records_per_batch + self.process * local + row
+        rows = self.records_per_batch // self.of
+        step, place = divmod(position, self.local)
+        part, row = divmod(place, rows)
+        return (self.start_step + step) * self.records_per_batch + self.parts[part] * rows + row
 
     def after(self, steps: int) -> 'Numbers':
         """The same without the first `steps` batches."""

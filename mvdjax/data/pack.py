@@ -18,7 +18,7 @@ from typing import Any
 
 from mvdjax import __version__
 from mvdjax.data import pack_state as state
-from mvdjax.data import packed, shards, transcode
+from mvdjax.data import packed, pictures, shards, transcode
 from mvdjax.data.pack_state import PackSpec
 from mvdjax.data.progress import Progress
 from mvdjax.data.shards import Check, Item, Job, Trouble
@@ -99,7 +99,10 @@ def verify_pack(folder: str, workers: int = 0, progress: bool = True) -> int:
         for shard in range(summary['shards']):
             content = packed.read_shard(folder, shard)
             assert content is not None  # read_pack has read it
-            checks.append(Check(str(Path(folder) / packed.shard_name(summary, shard)), notes[shard], content, names))
+            described = summary.get('pictures', {}).get(str(shard))
+            listed = (str(Path(folder) / packed.pictures_name(shard)), described) if described else None
+            file = str(Path(folder) / packed.shard_name(summary, shard))
+            checks.append(Check(file, notes[shard], content, names, listed))
         with _watching('verified', notes, len(records), progress):
             for number, damage in run_jobs(shards.check_shard, checks, workers, shards.at_work):
                 if isinstance(damage, Failure):
@@ -142,6 +145,8 @@ def _write_shards(folder: Path, plan: dict[str, Any], items: list[Item], spec: P
                     todo[shard] = _blamed(job, answer)
                     continue
                 os.replace(job.file, folder / packed.shard_name(plan, shard))
+                if job.profile == 'intra':
+                    os.replace(shards.pictures_file(job.file), folder / packed.pictures_name(shard))
                 state.write_json(folder / packed.records_name(shard), dataclasses.asdict(answer))
 
 
@@ -199,6 +204,10 @@ def _finish(folder: Path, plan: dict[str, Any], files: FileList, spec: PackSpec)
         'list': files.path,
         'encoder': transcode.settings(plan['profile']),
         'shard_bytes': [content.size for content in finished],
+        'shard_videos': [len(content.records) for content in finished],
+        'pictures': {str(i): pictures.describe(folder / packed.pictures_name(i)) for i in range(plan['shards'])}
+        if plan['profile'] == 'intra'
+        else {},
         'counts': {
             'videos': len(records),
             'bad': len(bad),

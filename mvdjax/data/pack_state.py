@@ -13,8 +13,8 @@ from typing import Any
 
 from mvdjax.data import media, packed, transcode
 from mvdjax.data.packed import Shard
+from mvdjax.data.schema import FileList
 from mvdjax.data.shards import Item
-from mvdjax.data.sources import FileList
 from mvdjax.errors import UserError
 
 UNFINISHED = 'pack.unfinished.json'  # the plan, while it is being carried out

@@ -5,6 +5,7 @@ A pack is a folder:
     pack.json                               what it is: profile, list, counts, class names, shards; written last
     NAME-SPLIT.array_record-00000-of-00016  examples, in the order of the list
     records/00000.json                      what each shard holds and what was left out, without the videos
+    records/00000.pictures                  profile intra: where each picture lies in the shard, see `data.pictures`
     dataset_info.json, features.json        with which tensorflow-datasets knows it: `builder_from_directory(FOLDER)`
     bad_videos.jsonl                        files that could not be read, if any
 
@@ -13,6 +14,7 @@ An example holds `video` (encoded bytes), `path` (as listed), `label`, `frames`,
 """
 
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -21,9 +23,9 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from mvdjax.data.decode import Blob, DecodeError
-from mvdjax.data.schema import Record
-from mvdjax.data.sources import FileList
+from mvdjax.data import pictures
+from mvdjax.data.decode import Blob, DecodeError, Pictures
+from mvdjax.data.schema import FileList, Record
 from mvdjax.errors import UserError
 
 SUMMARY = 'pack.json'
@@ -56,6 +58,11 @@ def shard_name(summary: dict[str, Any], shard: int) -> str:
 def records_name(shard: int) -> str:
     """Name, within the pack, of the file that describes a shard."""
     return f'records/{shard:05d}.json'
+
+
+def pictures_name(shard: int) -> str:
+    """Name, within the pack, of the file that says where the pictures of a shard are."""
+    return f'records/{shard:05d}.pictures'
 
 
 def read_summary(folder: str | Path) -> dict[str, Any]:
@@ -105,11 +112,10 @@ def read_pack(path: str) -> FileList:
     summary, folder = read_summary(path), os.path.abspath(path)
     records: list[Record] = []
     for shard, size in enumerate(summary['shard_bytes']):
-        file = os.path.join(folder, shard_name(summary, shard))
-        found = os.path.getsize(file) if os.path.exists(file) else None
-        if found != size:
-            state = 'is missing' if found is None else f'has {found} bytes'
-            raise UserError(f'{file} {state}, {size} bytes were written; copy the folder again')
+        _check_size(os.path.join(folder, shard_name(summary, shard)), size)
+        described = summary.get('pictures', {}).get(str(shard))
+        if described:
+            _check_size(os.path.join(folder, pictures_name(shard)), described[0])
         content = read_shard(folder, shard)
         if content is None:
             raise UserError(f'{os.path.join(folder, records_name(shard))} cannot be read; copy the folder again')
@@ -121,6 +127,41 @@ def read_pack(path: str) -> FileList:
             f'{folder} holds {len(records)} videos, {summary["counts"]["videos"]} were written; copy the folder again'
         )
     return FileList(path, tuple(records), tuple(summary['class_names']))
+
+
+def _check_size(file: str, size: int) -> None:
+    """Refuses a file that is not as long as it was with UserError."""
+    found = os.path.getsize(file) if os.path.exists(file) else None
+    if found != size:
+        state = 'is missing' if found is None else f'has {found} bytes'
+        raise UserError(f'{file} {state}, {size} bytes were written; copy the folder again')
+
+
+def read_pictures(path: str) -> Pictures | None:
+    """The pictures of the video at `pack://FOLDER/SPLIT#INDEX`, if they can be read one by one: profile `intra`."""
+    found = _ADDRESS.fullmatch(path)
+    pack = _pictures(found[1], found[2]) if found else None
+    known = pack.find(int(found[3])) if found and pack else None
+    if known is None:
+        return None
+    shard, rows = known
+    return Pictures(len(rows), lambda frames: shard.read(rows[frames]), lambda: read_blob(path))
+
+
+@functools.cache
+def _pictures(folder: str, split: str) -> pictures.Pack | None:
+    """The pictures of a pack; None if it has none. (What else is wrong with the pack `read_blob` says.)"""
+    try:
+        summary = read_summary(folder)
+    except UserError:
+        return None
+    described = summary.get('pictures')
+    if not described or split != summary['split']:
+        return None
+    _allow_open_files(3 * summary['shards'] + _SPARE_FILES)
+    numbers, place = range(summary['shards']), functools.partial(os.path.join, folder)
+    files = [(place(shard_name(summary, i)), place(pictures_name(i))) for i in numbers]
+    return pictures.Pack(files, summary['shard_videos'], [described.get(str(i)) for i in numbers])
 
 
 def read_blob(path: str) -> Blob:

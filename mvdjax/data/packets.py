@@ -15,8 +15,8 @@ import av
 import numpy as np
 
 from mvdjax.data import frames
-from mvdjax.data.containers import Video, open_video
-from mvdjax.data.watchdog import UnreadableError
+from mvdjax.data.containers import Video, open_video, set_up
+from mvdjax.data.watchdog import UnreadableError, Watch
 
 # Containers that store a presentation time with every packet; in others FFmpeg guesses them.
 _TIMED = ('mov,mp4,m4a,3gp,3g2,mj2', 'matroska,webm', 'mpegts')
@@ -59,7 +59,7 @@ class Index:
         return len(self.shown)
 
 
-def _packets(video: Video) -> Iterator[av.Packet]:
+def stream_packets(video: Video) -> Iterator[av.Packet]:
     """The stream's packets up to the end or the first damage to the container, without PyAV's empty last one.
 
     A last packet that the file's end cuts short is left out. (In between, a packet called corrupt may be whole.)
@@ -104,7 +104,7 @@ def read_index(video: Video) -> Index:
     pts: list[int | None] = []
     dts: list[int | None] = []
     keyframe, hidden = [], []
-    for packet in _packets(video):
+    for packet in stream_packets(video):
         size = packet.size
         hide = packet.is_discard or (hiding and _hidden(codec, packet))
         sizes.append(size)
@@ -235,7 +235,7 @@ def _read_ranges(video: Video, index: Index, ranges: list[tuple[int, int]]) -> I
     """The packets of each range, from the file, jumping over long gaps."""
     jumping = video.container.format.name in _JUMPING and len(np.unique(index.pts)) == len(index.pts)
     places = {time: place for place, time in enumerate(index.pts.tolist())} if jumping else {}
-    stream, at = _packets(video), 0
+    stream, at = stream_packets(video), 0
 
     def read(first: int, last: int) -> Iterator[av.Packet]:
         nonlocal at
@@ -251,7 +251,7 @@ def _read_ranges(video: Video, index: Index, ranges: list[tuple[int, int]]) -> I
     for first, last in ranges:
         if jumping and first - at > _JUMP:
             video.container.seek(int(index.pts[first]), stream=video.stream)
-            stream = _packets(video)
+            stream = stream_packets(video)
             packet = next(stream, None)
             at = places.get(packet.pts, first + 1) if packet is not None else first + 1
             if packet is None or at > first:
@@ -319,6 +319,34 @@ def _check(frame: av.VideoFrame, start: int, last: int | None) -> None:
         raise UnreadableError('marks a frame as a keyframe that is none')
 
 
+def decode_pictures(pictures: Iterable[tuple[int, bytes]], ids: np.ndarray, watch: Watch) -> np.ndarray:
+    """Decodes JPEG pictures with FFmpeg, as if they came out of a container.
+
+    Args:
+        pictures: (frame, its bytes) for each of `np.unique(ids)`, in order.
+        ids: int64 (n,) frames.
+        watch: over this read.
+
+    Returns:
+        uint8 (n, h, w, 3).
+
+    Raises:
+        UnreadableError, av.FFmpegError: one is not a whole picture.
+    """
+    sink = frames.Sink(ids, np.unique(ids).tolist())
+    context = av.CodecContext.create('mjpeg', 'r')
+    set_up(context)
+    for key, data in pictures:
+        watch.check()
+        for frame in context.decode(av.Packet(data)):
+            if frame.is_corrupt or frame.interlaced_frame:
+                raise UnreadableError('is damaged')
+            sink.offer(key, frame)
+    if sink.missing():
+        raise UnreadableError('lacks pictures')
+    return sink.result()
+
+
 def every_frame(video: Video, damage: frames.Damage) -> Iterator[av.VideoFrame]:
     """Decodes everything from the first packet, passing over what is damaged.
 
@@ -327,7 +355,7 @@ def every_frame(video: Video, damage: frames.Damage) -> Iterator[av.VideoFrame]:
         damage: is told of every frame before it comes.
     """
     context = video.stream.codec_context
-    for packet in _ending(_packets(video)):
+    for packet in _ending(stream_packets(video)):
         try:
             decoded = context.decode(packet)
         except av.InvalidDataError:

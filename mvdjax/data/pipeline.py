@@ -7,21 +7,19 @@ n, `workers` runs that in threads and processes, `guard` and `bad_files` deal wi
 import contextlib
 import dataclasses
 import functools
-import importlib
-import pkgutil
 from collections.abc import Generator, Mapping
 from typing import Any
 
 import numpy as np
 
-from mvdjax import keywords
-from mvdjax.data import guard, mixing, recipes, workers
-from mvdjax.data.bad_files import BadFiles, read_bad_files
+from mvdjax.data import guard, mixing, workers
+from mvdjax.data.bad_files import BadFiles, merge_bad_files, read_bad_files, remove_bad_files
 from mvdjax.data.decode import DecodeError
 from mvdjax.data.guard import Work
 from mvdjax.data.order import Numbers, named_seed
+from mvdjax.data.recipes import make_recipe, recipe_class
 from mvdjax.data.samples import TIMEOUT, EvalSamples, TrainSamples
-from mvdjax.data.schema import Recipe, Sample
+from mvdjax.data.schema import Recipe, Record, Sample
 from mvdjax.data.sources import FileList, read_list
 from mvdjax.errors import UserError
 
@@ -37,38 +35,14 @@ __all__ = [
     'empty_sample',
     'eval_batches',
     'make_recipe',
+    'merge_bad_files',
     'read_bad_files',
     'recipe_class',
+    'records_of_step',
+    'remove_bad_files',
     'train_batches',
     'train_streams',
 ]
-
-
-def recipe_class(name: str) -> Any:
-    """`mvdjax.data.recipes.<name>.Recipe`.
-
-    Raises:
-      UserError: no such recipe.
-    """
-    module = f'mvdjax.data.recipes.{name}'
-    try:
-        return importlib.import_module(module).Recipe
-    except ModuleNotFoundError as error:
-        if error.name != module:
-            raise
-        names = [found.name for found in pkgutil.iter_modules(recipes.__path__)]
-        raise UserError(
-            f'there is no data recipe {name!r}; {keywords.nearest(name, names)}choose one of {names}'
-        ) from (error)
-
-
-def make_recipe(name: str, options: Mapping[str, Any]) -> Recipe:
-    """A recipe with its options.
-
-    Raises:
-      UserError: no such recipe, or an option that it does not have or take.
-    """
-    return keywords.build(recipe_class(name), options, f'data recipe {name!r}')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +127,7 @@ class Data:
         return workers.batches(
             samples,
             numbers,
-            numbers.records_per_batch // numbers.processes,
+            numbers.local,
             workers=self.workers,
             threads=self.threads,
             prefetch=self.prefetch,
@@ -170,8 +144,8 @@ def train_batches(
     start_step: int,
     steps: int,
     bad: BadFiles,
-    process: int = 0,
-    processes: int = 1,
+    parts: tuple[int, ...] = (0,),
+    of: int = 1,
 ) -> Batches:
     """This process's batches of steps `start_step` to `steps` - 1.
 
@@ -183,13 +157,13 @@ def train_batches(
       start_step: the step to start from.
       steps: the run's last step.
       bad: where unreadable files are noted.
-      process: this process's number.
-      processes: how many there are; they must divide `global_batch`.
+      parts: those of every batch that this process reads, in order.
+      of: equal parts that a batch is cut into; they must divide `global_batch`.
 
     Returns:
       A generator of dicts of (rows, ...) arrays. Closing it ends its workers.
     """
-    numbers = Numbers(global_batch, start_step, steps, process, processes)
+    numbers = Numbers(global_batch, start_step, steps, parts, of)
     samples = data.samples(files, seed, bad)
     return data.batches(samples, numbers, flatten=samples.recipe.views > 1)
 
@@ -216,8 +190,8 @@ def train_streams(
     start_step: int,
     steps: int,
     bad: BadFiles,
-    process: int = 0,
-    processes: int = 1,
+    parts: tuple[int, ...] = (0,),
+    of: int = 1,
 ) -> Generator[dict[str, Sample], None, None]:
     """This process's batches of several streams: one batch of each in every step, in a sub-dict of its name.
 
@@ -230,8 +204,8 @@ def train_streams(
       start_step: the step to start from.
       steps: the run's last step.
       bad: where unreadable files are noted.
-      process: this process's number.
-      processes: how many there are; they must divide each stream's batch.
+      parts: those of every batch that this process reads, in order.
+      of: equal parts that a batch is cut into; they must divide each stream's batch.
     """
     iterators = {
         name: train_batches(
@@ -242,8 +216,8 @@ def train_streams(
             start_step=start_step,
             steps=steps,
             bad=bad,
-            process=process,
-            processes=processes,
+            parts=parts,
+            of=of,
         )
         for name, stream in streams.items()
     }
@@ -254,8 +228,24 @@ def train_streams(
             yield {name: next(iterator) for name, iterator in iterators.items()}
 
 
+def records_of_step(streams: Mapping[str, Stream], *, seed: int, step: int) -> dict[str, list[Record]]:
+    """{stream: records} that all processes together read for step `step`, counted from 0, in the order of the batch.
+
+    Args:
+      streams: by name; one alone has the seed of `train_batches`, several those of `train_streams`.
+      seed: of the order.
+      step: counted as the order counts, from 0.
+    """
+    found = {}
+    for name, stream in streams.items():
+        own = seed if len(streams) == 1 else named_seed(seed, name)
+        samples = stream.data.samples(stream.files, own, BadFiles(None))
+        found[name] = [samples.record(n) for n in range(step * stream.batch, (step + 1) * stream.batch)]
+    return found
+
+
 def eval_batches(
-    data: Data, files: FileList, *, batch: int, empty: Sample, bad: BadFiles, process: int = 0, processes: int = 1
+    data: Data, files: FileList, *, batch: int, empty: Sample, bad: BadFiles, parts: tuple[int, ...] = (0,), of: int = 1
 ) -> Batches:
     """This process's rows of every evaluation batch, in list order, the last one padded.
 
@@ -265,10 +255,10 @@ def eval_batches(
       batch: records per step over all processes.
       empty: a sample of zeros with the recipe's shapes, for padding and unreadable files.
       bad: where unreadable files are noted.
-      process: this process's number.
-      processes: how many there are; they must divide `batch`.
+      parts: those of every batch that this process reads, in order.
+      of: equal parts that a batch is cut into; they must divide `batch`.
     """
-    numbers = Numbers(batch, 0, -(-len(files.records) // batch), process, processes)
+    numbers = Numbers(batch, 0, -(-len(files.records) // batch), parts, of)
     return data.batches(EvalSamples(files, data.make(), bad, empty, data.timeout), numbers, flatten=False)
 
 

@@ -2,8 +2,8 @@
 
 Host code: NumPy, PIL and OpenCV. It runs on whole decoded uint8 frames, before normalisation and RandomResizedCrop.
 PIL is the reference, not a convenience: its fixed-point resampling and truncating blends are what the published
-pixels are made of. `clip_ops` has the same ops for whole clips, several times faster and, rotation aside, within one
-level. Source: the golden cases `randaug_{spec,ops,trace}` (levels, pixels and whole traces).
+pixels are made of. `clip_tables` and `clip_ops` have the same ops for whole clips, several times faster and, rotation
+aside, within one level. Source: the golden cases `randaug_{spec,ops,trace}` (levels, pixels and whole traces).
 """
 
 import dataclasses
@@ -14,7 +14,8 @@ from typing import NoReturn
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
-from mvdjax.data import clip_ops
+from mvdjax.data import clip_ops, clip_tables
+from mvdjax.data.clip_tables import Mapped
 from mvdjax.data.ops import Box
 from mvdjax.errors import UserError
 
@@ -76,6 +77,7 @@ def _affine(image: Image.Image, matrix: Sequence[float], resample: Image.Resampl
 
 _Apply = Callable[[Image.Image, float, Image.Resampling], Image.Image]
 _OnClip = Callable[[np.ndarray, float, bool, Box], np.ndarray]
+_Table = Callable[[Mapped, float], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,13 +87,15 @@ class Op:
     Attributes:
       apply: (RGB image, argument, filter) -> image of the same size; only the geometric ops use the filter.
       on_clip: the same for a clip: (frames, argument, bicubic or else bilinear, box) -> the box of the result, see
-        `clip_ops`.
+        `clip_ops`. None for the ops that have a table.
+      table: (clip, argument) -> the table that maps the clip's values, see `clip_tables`.
       level: (magnitude / 10 in 0..1, sign 1 or -1) -> the argument of `apply`.
       by_pixel: a value of the result depends on the pixel at its place alone, so that a crop may come first.
     """
 
     apply: _Apply
-    on_clip: _OnClip
+    on_clip: _OnClip | None = None
+    table: _Table | None = None
     level: Callable[[float, int], float] = _no_level
     by_pixel: bool = False
 
@@ -99,11 +103,10 @@ class Op:
 def _by_value(apply: _Apply, level: Callable[[float, int], float] = _no_level) -> Op:
     """The row of an op that maps each value by itself: its table is what `apply` makes of all values."""
 
-    def on_clip(frames: np.ndarray, arg: float, cubic: bool, box: Box) -> np.ndarray:
-        table = clip_ops.table_of(lambda image: apply(image, arg, Image.Resampling.BILINEAR))
-        return clip_ops.by_table(frames, table, box)
+    def table(clip: Mapped, arg: float) -> np.ndarray:
+        return clip_tables.table_of(lambda image: apply(image, arg, Image.Resampling.BILINEAR))
 
-    return Op(apply, on_clip, level, by_pixel=True)
+    return Op(apply, table=table, level=level, by_pixel=True)
 
 
 _ENHANCE_LEVEL = _scaled(0.9, centre=1.0)
@@ -112,27 +115,27 @@ _ENHANCE_LEVEL = _scaled(0.9, centre=1.0)
 OPS: dict[str, Op] = {
     'AutoContrast': Op(
         lambda image, _, __: ImageOps.autocontrast(image),
-        lambda frames, _, __, box: clip_ops.auto_contrast(frames, box),
+        table=lambda clip, _: clip_tables.auto_contrast(clip),
     ),
     'Equalize': Op(
         lambda image, _, __: ImageOps.equalize(image),
-        lambda frames, _, __, box: clip_ops.equalize(frames, box),
+        table=lambda clip, _: clip_tables.equalize(clip),
     ),
     'Invert': _by_value(lambda image, _, __: ImageOps.invert(image)),
-    'Rotate': Op(_rotate, clip_ops.rotate, _scaled(30.0)),
+    'Rotate': Op(_rotate, clip_ops.rotate, level=_scaled(30.0)),
     'PosterizeIncreasing': _by_value(_posterize, lambda fraction, _: 4 - int(fraction * 4)),
     'SolarizeIncreasing': _by_value(_solarize, lambda fraction, _: 256 - int(fraction * 256)),
     'SolarizeAdd': _by_value(_solarize_add, lambda fraction, _: int(fraction * 110)),
     'ColorIncreasing': Op(
         lambda image, factor, _: ImageEnhance.Color(image).enhance(factor),
         lambda frames, factor, _, box: clip_ops.color(frames, factor, box),
-        _ENHANCE_LEVEL,
+        level=_ENHANCE_LEVEL,
         by_pixel=True,
     ),
     'ContrastIncreasing': Op(
         lambda image, factor, _: ImageEnhance.Contrast(image).enhance(factor),
-        lambda frames, factor, _, box: clip_ops.contrast(frames, factor, box),
-        _ENHANCE_LEVEL,
+        table=clip_tables.contrast,
+        level=_ENHANCE_LEVEL,
     ),
     'BrightnessIncreasing': _by_value(
         lambda image, factor, _: ImageEnhance.Brightness(image).enhance(factor), _ENHANCE_LEVEL
@@ -140,27 +143,27 @@ OPS: dict[str, Op] = {
     'SharpnessIncreasing': Op(
         lambda image, factor, _: ImageEnhance.Sharpness(image).enhance(factor),
         lambda frames, factor, _, box: clip_ops.sharpness(frames, factor, box),
-        _ENHANCE_LEVEL,
+        level=_ENHANCE_LEVEL,
     ),
     'ShearX': Op(
         lambda image, shear, resample: _affine(image, (1, shear, 0, 0, 1, 0), resample),
         clip_ops.shear_x,
-        _scaled(0.3),
+        level=_scaled(0.3),
     ),
     'ShearY': Op(
         lambda image, shear, resample: _affine(image, (1, 0, 0, shear, 1, 0), resample),
         clip_ops.shear_y,
-        _scaled(0.3),
+        level=_scaled(0.3),
     ),
     'TranslateXRel': Op(
         lambda image, part, resample: _affine(image, (1, 0, part * image.width, 0, 1, 0), resample),
         lambda frames, part, cubic, box: clip_ops.translate_x(frames, part * frames.shape[2], cubic, box),
-        _scaled(0.45),
+        level=_scaled(0.45),
     ),
     'TranslateYRel': Op(
         lambda image, part, resample: _affine(image, (1, 0, 0, 0, 1, part * image.height), resample),
         lambda frames, part, cubic, box: clip_ops.translate_y(frames, part * frames.shape[1], cubic, box),
-        _scaled(0.45),
+        level=_scaled(0.45),
     ),
 }
 
@@ -296,7 +299,7 @@ class RandAugment:
         if self.mode == 'fast':
             return replay_fast(steps, frames, box)
         out = replay(steps, frames)
-        return out if box is None else clip_ops.cut(out, box)
+        return out if box is None else clip_tables.cut(out, box)
 
     def plan(self, rng: np.random.Generator, num_frames: int) -> tuple[Step, ...]:
         """Makes all draws for a clip of `num_frames` frames; returns the ops to apply, in order (0 to n of them).
@@ -370,24 +373,32 @@ def replay_fast(steps: Sequence[Step], frames: np.ndarray, box: Box | None = Non
       ValueError: if `frames` has another dtype or shape.
     """
     _check_frames(frames)
-    frames = np.ascontiguousarray(frames)
-    wanted = (0, 0, *frames.shape[1:3]) if box is None else box
-    if not steps:
-        return np.array(clip_ops.cut(frames, wanted), order='C')
-    # The last op that looks beyond the pixel's own place needs whole frames; it, or the first op, makes the cut.
-    cutting = max((i for i, step in enumerate(steps) if not _op(step).by_pixel), default=0)
+    clip = Mapped(np.ascontiguousarray(frames))
+    whole = (0, 0, *frames.shape[1:3])
+    wanted = whole if box is None else box
+    # The last op that looks beyond the pixel's own place needs whole frames; it, or what comes after it, makes the cut.
+    last = max((i for i, step in enumerate(steps) if not _op(step).by_pixel), default=-1)
     for index, step in enumerate(steps):
-        part = wanted if index == cutting else (0, 0, *frames.shape[1:3])
-        frames = np.ascontiguousarray(_on_clip(step, frames, part))
-    return frames
+        table = _op(step).table
+        if table:
+            clip = clip.then(table(clip, step.arg))
+            continue
+        if index > last:
+            clip, wanted = Mapped(np.ascontiguousarray(clip.made(wanted))), (0, 0, *wanted[2:])
+        part = whole if index < last else wanted
+        clip = Mapped(np.ascontiguousarray(_on_clip(step, clip.made(), part)))
+        wanted = wanted if index < last else (0, 0, *part[2:])
+    out = clip.made(wanted)
+    return np.array(out, order='C') if np.may_share_memory(out, frames) else out
 
 
 def _on_clip(step: Step, frames: np.ndarray, box: Box) -> np.ndarray:
     """One op on a clip; where the filter differs between frames, on the frames of each filter."""
-    filters = np.array(step.resample) == Image.Resampling.BICUBIC
+    filters, on_clip = np.array(step.resample) == Image.Resampling.BICUBIC, _op(step).on_clip
+    assert on_clip is not None  # ops without one have a table
     if filters.all() or not filters.any():
-        return _op(step).on_clip(frames, step.arg, bool(filters[0]), box)
+        return on_clip(frames, step.arg, bool(filters[0]), box)
     out = np.empty((len(frames), box[2], box[3], 3), np.uint8)
     for cubic in (False, True):
-        out[filters == cubic] = _op(step).on_clip(frames[filters == cubic], step.arg, cubic, box)
+        out[filters == cubic] = on_clip(frames[filters == cubic], step.arg, cubic, box)
     return out

@@ -12,8 +12,7 @@ from mvdjax.data import guard, mixing, order
 from mvdjax.data.bad_files import BadFiles
 from mvdjax.data.decode import DecodeError
 from mvdjax.data.guard import HungError, Work
-from mvdjax.data.schema import SUBSTITUTED, Recipe, Record, Sample
-from mvdjax.data.sources import FileList
+from mvdjax.data.schema import SUBSTITUTED, FileList, Recipe, Record, Sample
 from mvdjax.errors import UserError
 
 MAX_SUBSTITUTIONS = 20  # consecutive unreadable files before a sample is given up
@@ -79,6 +78,10 @@ class TrainSamples:
         rng = _generator(self.seed, number, attempt)
         offset = self._walks[which][place] if attempt == 0 else int(rng.integers(part.stop - part.start))
         return which, part.start + int(offset), rng
+
+    def record(self, number: int) -> Record:
+        """The record that sample `number` is made of, if it can be read."""
+        return self.files.records[self._draw(number, 0)[1]]
 
     def _recipe(self, part: int) -> Recipe:
         return self.recipes[part] if self.recipes else self.recipe

@@ -43,6 +43,23 @@ class Record:
     line: int
 
 
+@dataclasses.dataclass(frozen=True)
+class FileList:
+    """A list that was read.
+
+    Attributes:
+      path: the list's own path.
+      records: its lines in order.
+      class_names: class names by number, empty if none were given.
+      notes: what a reader of the run's output should know about the list, a sentence each.
+    """
+
+    path: str
+    records: tuple[Record, ...]
+    class_names: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+
 class Recipe(Protocol):
     """Makes the sample of a record: decoding, cropping, masking. A picklable pure function of its arguments.
 

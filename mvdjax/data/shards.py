@@ -6,13 +6,13 @@ import functools
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
-from mvdjax.data import transcode
+from mvdjax.data import pictures, transcode
 from mvdjax.data.decode import Blob, DecodeError
 from mvdjax.data.media import fetch
 from mvdjax.data.packed import Shard
@@ -67,12 +67,16 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """A shard to read back: its file, what it should hold, and as in `Job`."""
+    """A shard to read back: its file, what it should hold, and as in `Job`.
+
+    `pictures` is the file that says where its pictures are, and what `pictures.describe` said of that; None for none.
+    """
 
     file: str
     note: str
     shard: Shard
     class_names: tuple[str, ...]
+    pictures: tuple[str, Sequence[int]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +167,30 @@ def write_shard(job: Job, alive: Alive) -> Shard | Trouble:
     finally:
         note.close()
     damage = find_damage(job.file, shard, job.class_names, note.tick)
-    return Trouble(f'{job.file} does not hold what was written: {damage}; check the disk') if damage else shard
+    if damage:
+        return Trouble(f'{job.file} does not hold what was written: {damage}; check the disk')
+    if job.profile == 'intra':
+        try:
+            pictures.write(pictures_file(job.file), job.file, _read_examples(job.file, job.class_names, note.tick))
+        except OSError as error:
+            return Trouble(f'{pictures_file(job.file)} cannot be written ({error.strerror or error})')
+    return shard
+
+
+def pictures_file(file: str) -> str:
+    """Where a job writes its `pictures.write`; not its final name."""
+    return f'{file.removesuffix(".tmp")}.pictures.tmp'
+
+
+def _read_examples(path: str, class_names: tuple[str, ...], tick: Callable[[], None]) -> Iterator[tuple[bytes, bytes]]:
+    """The serialized examples of a shard, and the video of each. `tick` is called before each."""
+    from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+    with ArrayRecordDataSource([path]) as source:
+        for i in range(len(source)):
+            tick()
+            example = source[i]
+            yield example, features(class_names).deserialize_example_np(example)['video']
 
 
 def _write(job: Job, note: _Note) -> Shard:
@@ -200,7 +227,12 @@ def check_shard(check: Check, alive: Alive) -> str:
     """What is wrong with a finished shard, or ''. `alive`: see `watched`."""
     note = _Note(check.note, alive)
     try:
-        return find_damage(check.file, check.shard, check.class_names, note.next)
+        damage = find_damage(check.file, check.shard, check.class_names, note.next)
+        if not damage and check.pictures:
+            path, described = check.pictures
+            frames = [record['frames'] for record in check.shard.records]
+            damage = pictures.find_damage(path, check.file, described, frames)
+        return damage
     finally:
         note.close()
 

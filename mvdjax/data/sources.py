@@ -19,27 +19,10 @@ from collections.abc import Sequence
 from mvdjax import keywords
 from mvdjax.data import list_formats, media
 from mvdjax.data.list_formats import Row
-from mvdjax.data.schema import Record
+from mvdjax.data.schema import FileList, Record
 from mvdjax.errors import UserError
 
 NO_LABEL = -1  # of a record that has none: pretraining never looks, everything else refuses it
-
-
-@dataclasses.dataclass(frozen=True)
-class FileList:
-    """A list that was read.
-
-    Attributes:
-      path: the list's own path.
-      records: its lines in order.
-      class_names: class names by number, empty if none were given.
-      notes: what a reader of the run's output should know about the list, a sentence each.
-    """
-
-    path: str
-    records: tuple[Record, ...]
-    class_names: tuple[str, ...]
-    notes: tuple[str, ...] = ()
 
 
 def read_class_names(path: str) -> tuple[str, ...]:
@@ -146,7 +129,21 @@ def _read_file(path: str, root: str, num_classes: int | None, class_file: str, n
         if label != NO_LABEL or row.label is not None:
             _check_range(label, limit, f'{path}:{row.line}')
         records.append(Record(media.join(folder, row.path), label, row.line))
-    return FileList(path, tuple(records), names)
+    return FileList(path, tuple(records), names, _numbers_and_names(rows, path, names))
+
+
+def _numbers_and_names(rows: Sequence[Row], path: str, names: tuple[str, ...]) -> tuple[str, ...]:
+    """A note where a label could be taken for the name of another class: a whole number always is a number."""
+    called = {name: i for i, name in enumerate(names) if _is_number(name)}
+    for row in rows if called else ():
+        number = called.get(str(row.label))
+        if number is not None and number != int(str(row.label)):
+            meant = int(str(row.label))
+            return (
+                f'{path}:{row.line}: label {row.label} is read as class number {meant}, {names[meant]!r}; the class '
+                f'called {row.label!r} is number {number}',
+            )
+    return ()
 
 
 def _check_range(label: int, limit: int | None, where: str) -> None:

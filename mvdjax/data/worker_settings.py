@@ -5,8 +5,7 @@ import ctypes
 import cv2
 
 # glibc's mallopt; other C libraries have none, or other numbers for it.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_MMAP_BYTES = 2**25  # the largest that every glibc takes; a clip of 16 frames of 340 x 256 has 2**22
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 _TRIM_BYTES = 2**28
 
 
@@ -22,5 +21,5 @@ def tune() -> None:
         mallopt = ctypes.CDLL('libc.so.6').mallopt
     except (OSError, AttributeError):
         return
-    mallopt(_M_MMAP_THRESHOLD, _MMAP_BYTES)
+    mallopt(_M_MMAP_MAX, 0)  # no threshold would do: the largest that glibc takes is less than a batch or a large clip
     mallopt(_M_TRIM_THRESHOLD, _TRIM_BYTES)

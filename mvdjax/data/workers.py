@@ -21,10 +21,9 @@ from absl import flags
 
 from mvdjax.data import guard, worker_settings
 from mvdjax.data.bad_files import BadFiles
-from mvdjax.data.guard import Board, Watch, Work
+from mvdjax.data.guard import Board, Work, WorkerWatch
 from mvdjax.data.order import Numbers
-from mvdjax.data.schema import Sample
-from mvdjax.data.sources import FileList
+from mvdjax.data.schema import FileList, Sample
 from mvdjax.errors import UserError
 
 SHARED = '/dev/shm'  # where Linux keeps shared memory
@@ -85,7 +84,7 @@ def batches(
     done = restarts = 0
     while True:
         board = Board.create(workers, threads) if workers else None
-        watch = Watch(board, samples.limit) if board else None
+        watch = WorkerWatch(board, samples.limit) if board else None
         rest = numbers.after(done)
         stream = iter(_dataset(samples, rest, batch, workers, threads, ahead, board, flatten))
         try:
@@ -231,7 +230,7 @@ def _gone(board: Board) -> list[int]:
     return [w for w in range(board.workers) if board.pid(w) not in alive]
 
 
-def _blame(code: int, samples: Samples, board: Board, watch: Watch) -> bool:
+def _blame(code: int, samples: Samples, board: Board, watch: WorkerWatch) -> bool:
     """Marks the files that a worker died of.
 
     Args:

@@ -1,19 +1,30 @@
-"""Transformer layers shared by every encoder and decoder: attention, MLP, drop path, and the scanned stack."""
+"""Transformer layers shared by every encoder and decoder: attention, MLP, drop path, and the stack of blocks."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from mvdjax.errors import UserError
+from mvdjax.models import placement
+from mvdjax.models.attention import attention
 
 NORM_EPSILON = 1e-6  # MAE, VideoMAE and MVD all build their LayerNorms with it
+# What a block keeps for the backward pass; docs/performance.md has what each costs and saves.
 REMAT_POLICIES = {
+    'none': None,
     'full': jax.checkpoint_policies.nothing_saveable,
+    'attention': jax.checkpoint_policies.save_only_these_names('qkv', 'attention'),
     'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    'offload': jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=['block_input'],
+        offload_src='device',
+        offload_dst='pinned_host',
+    ),
 }
 
 # The originals initialise every linear layer with xavier uniform, the fused qkv as one (D, 3D) matrix.
@@ -48,11 +59,13 @@ class Attention(nn.Module):
     Attributes:
       heads: number of heads; must divide the width.
       qkv_bias: 'full' (one bias for q, k and v: MAE) or 'qv' (none for k: VideoMAE, MVD).
+      attention: what computes it, see `attention.choose`.
       dtype: compute dtype; logits and softmax are float32 always.
     """
 
     heads: int
     qkv_bias: str
+    attention: str
     dtype: Any
 
     @nn.compact
@@ -71,11 +84,12 @@ class Attention(nn.Module):
             dtype=self.dtype,
             name='qkv',
         )(x)
+        qkv = checkpoint_name(qkv, 'qkv')
         q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
         if self.qkv_bias == 'qv':
             q += self.param('q_bias', nn.initializers.zeros, shape).astype(self.dtype)
             v += self.param('v_bias', nn.initializers.zeros, shape).astype(self.dtype)
-        y = jax.nn.dot_product_attention(q, k, v)
+        y = checkpoint_name(attention(q, k, v, implementation=self.attention), 'attention')
         return nn.DenseGeneral(width, axis=(-2, -1), kernel_init=linear_init, dtype=self.dtype, name='proj')(y)
 
 
@@ -101,6 +115,8 @@ class Block(nn.Module):
     mlp_ratio: float
     qkv_bias: str
     stochastic: bool
+    norm_epsilon: float
+    attention: str
     dtype: Any
 
     @nn.compact
@@ -110,15 +126,17 @@ class Block(nn.Module):
         def branch(y: jax.Array) -> jax.Array:
             return drop_path(y, rate, self.make_rng('drop_path')) if self.stochastic else y
 
-        y = Attention(self.heads, self.qkv_bias, self.dtype, name='attn')(layer_norm('norm1', self.dtype)(x))
+        x = checkpoint_name(placement.keep_rows(x), 'block_input')
+        y = layer_norm('norm1', self.dtype, self.norm_epsilon)(x)
+        y = Attention(self.heads, self.qkv_bias, self.attention, self.dtype, name='attn')(y)
         x = x + branch(y)
         hidden = round(self.mlp_ratio * x.shape[-1])
-        y = Mlp(hidden, self.dtype, name='mlp')(layer_norm('norm2', self.dtype)(x))
+        y = Mlp(hidden, self.dtype, name='mlp')(layer_norm('norm2', self.dtype, self.norm_epsilon)(x))
         return x + branch(y), None
 
 
 class Transformer(nn.Module):
-    """A stack of blocks, scanned over depth: one compiled block body, parameters stacked on a leading depth axis.
+    """A stack of blocks, its parameters stacked on a leading depth axis whether it is scanned or unrolled.
 
     Attributes:
       depth: number of blocks.
@@ -126,8 +144,12 @@ class Transformer(nn.Module):
       mlp_ratio: hidden width of the MLP over the width.
       qkv_bias: see `Attention`.
       drop_path: rate of the last block; block i has i / (depth - 1) of it.
-      remat: 'none', 'full' (keep only block inputs) or 'dots' (keep matmul outputs).
-      scan: False unrolls the stack into `block_<i>` (tests and FLOP counts); `trees.unstack_blocks` converts.
+      norm_epsilon: of every LayerNorm.
+      remat: what the backward pass finds kept: 'none' (everything), 'dots' (outputs of linear layers), 'attention'
+        (queries, keys, values and attention's output), 'full' (block inputs), 'offload' (block inputs, in the memory
+        of the host); the rest is computed again.
+      scan: one compiled block for all; False writes them out one after the other, on the same parameters.
+      attention: what computes it, see `attention.choose`.
       dtype: compute dtype.
     """
 
@@ -136,30 +158,41 @@ class Transformer(nn.Module):
     mlp_ratio: float = 4.0
     qkv_bias: str = 'qv'
     drop_path: float = 0.0
+    norm_epsilon: float = NORM_EPSILON
     remat: str = 'none'
     scan: bool = True
+    attention: str = 'auto'
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """(b, n, d) -> (b, n, d)."""
-        if self.remat not in ('none', *REMAT_POLICIES):
-            raise UserError(f"remat must be 'none', 'full' or 'dots', not {self.remat!r}")
+        if self.remat not in REMAT_POLICIES:
+            raise UserError(f'remat must be one of {", ".join(REMAT_POLICIES)}, not {self.remat!r}')
         body: Any = Block
-        if self.remat != 'none':
-            body = nn.remat(Block, prevent_cse=not self.scan, policy=REMAT_POLICIES[self.remat])
-        stochastic = train and self.drop_path > 0
-        args: Sequence[Any] = (self.heads, self.mlp_ratio, self.qkv_bias, stochastic, self.dtype)
-        rates = np.linspace(0.0, self.drop_path, self.depth, dtype=np.float32)
-        if not self.scan:
-            for i in range(self.depth):
-                x, _ = body(*args, name=f'block_{i}')(x, jnp.asarray(rates[i]))
-            return x
+        policy = REMAT_POLICIES[self.remat]
+        if not self.is_initializing():
+            body = placement.gathering(Block, 'blocks', self.depth, self.dtype)
+            if body is not Block and policy is None:
+                policy = placement.save_all_but_gathered
+        if policy is not None:
+            body = nn.remat(body, prevent_cse=not self.scan, policy=policy)
         stack = nn.scan(
             body,
             variable_axes={'params': 0},
             split_rngs={'params': True, 'drop_path': True},
             length=self.depth,
+            unroll=1 if self.scan else self.depth,
         )
-        x, _ = stack(*args, name='blocks')(x, jnp.asarray(rates))
+        rates = np.linspace(0.0, self.drop_path, self.depth, dtype=np.float32)
+        x, _ = stack(
+            self.heads,
+            self.mlp_ratio,
+            self.qkv_bias,
+            train and self.drop_path > 0,
+            self.norm_epsilon,
+            self.attention,
+            self.dtype,
+            name='blocks',
+        )(x, jnp.asarray(rates))
         return x

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from mvdjax.models.embed import Grid, positions, token_grid
-from mvdjax.models.layers import Transformer, layer_norm, linear_init, token_init
+from mvdjax.models.layers import NORM_EPSILON, Transformer, layer_norm, linear_init, token_init
 from mvdjax.models.vit import ViT
 
 
@@ -34,7 +34,7 @@ class Decoder(nn.Module):
       out_dim: values predicted per token.
       embed_bias: bias of the projection from encoder to decoder width (MAE and MVD: yes; VideoMAE: no).
       pos_embed, qkv_bias: as in the encoder, see `ViT`.
-      drop_path, remat, scan, dtype: see `layers.Transformer`.
+      drop_path, norm_epsilon, remat, scan, attention, dtype: see `layers.Transformer`.
     """
 
     width: int
@@ -46,8 +46,10 @@ class Decoder(nn.Module):
     qkv_bias: str = 'qv'
     mlp_ratio: float = 4.0
     drop_path: float = 0.0
+    norm_epsilon: float = NORM_EPSILON
     remat: str = 'none'
     scan: bool = True
+    attention: str = 'auto'
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -79,13 +81,15 @@ class Decoder(nn.Module):
             self.mlp_ratio,
             self.qkv_bias,
             self.drop_path,
+            self.norm_epsilon,
             self.remat,
             self.scan,
+            self.attention,
             self.dtype,
             name='decoder',
         )(x, train)
         # Normed and projected after the cut: the visible part of the output is of no use to any loss.
-        x = layer_norm('norm', self.dtype)(x[:, -masked.shape[1] :])
+        x = layer_norm('norm', self.dtype, self.norm_epsilon)(x[:, -masked.shape[1] :])
         x = nn.Dense(self.out_dim, kernel_init=linear_init, dtype=self.dtype, name='head')(x)
         return x.astype(jnp.float32)
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from mvdjax.errors import UserError
 from mvdjax.models.embed import Grid, patch_embedding, patchify, positions, token_grid
-from mvdjax.models.layers import Transformer, layer_norm, token_init
+from mvdjax.models.layers import NORM_EPSILON, Transformer, layer_norm, token_init
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # RGB in [0, 1]
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -60,7 +60,7 @@ class ViT(nn.Module):
       final_norm: LayerNorm after the last block.
       mean, std: one value per channel, of pixels in [0, 1]: what the input is expected to be normalised with. The
         module itself computes nothing with them; they travel with the weights, which mean nothing without them.
-      drop_path, remat, scan, dtype: see `layers.Transformer`.
+      drop_path, norm_epsilon, remat, scan, attention, dtype: see `layers.Transformer`.
     """
 
     width: int
@@ -75,8 +75,10 @@ class ViT(nn.Module):
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     drop_path: float = 0.0
+    norm_epsilon: float = NORM_EPSILON
     remat: str = 'none'
     scan: bool = True
+    attention: str = 'auto'
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -111,14 +113,16 @@ class ViT(nn.Module):
             self.mlp_ratio,
             self.qkv_bias,
             self.drop_path,
+            self.norm_epsilon,
             self.remat,
             self.scan,
+            self.attention,
             self.dtype,
             name='encoder',
         )(x, train)
         last_block = x[:, int(self.cls_token) :]
         if self.final_norm:
-            x = layer_norm('norm', self.dtype)(x)
+            x = layer_norm('norm', self.dtype, self.norm_epsilon)(x)
         return x, {'last_block': last_block}
 
 
@@ -142,7 +146,9 @@ class Classifier(nn.Module):
         """(b, t, h, w, c) normalised float -> ((b, num_classes) float32 logits, {'pooled': (b, width)})."""
         tokens, _ = self.backbone(video, train=train)
         # Classification heads compute in float32 whatever the backbone does: the logits feed a softmax.
-        pooled = layer_norm('fc_norm', jnp.float32)(jnp.mean(tokens.astype(jnp.float32), axis=1))
+        pooled = layer_norm('fc_norm', jnp.float32, self.backbone.norm_epsilon)(
+            jnp.mean(tokens.astype(jnp.float32), axis=1)
+        )
         x = nn.Dropout(self.dropout, deterministic=not train)(pooled)
         head_init = nn.initializers.truncated_normal(0.02 * self.head_scale)
         return nn.Dense(self.num_classes, kernel_init=head_init, name='head')(x), {'pooled': pooled}

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from mvdjax import keywords
-from mvdjax.data.sources import FileList
+from mvdjax.data.schema import FileList
 from mvdjax.errors import UserError
 from mvdjax.metrics import Metrics
 from mvdjax.models.dvae import DalleEncoder
 from mvdjax.models.embed import Grid, token_grid
+from mvdjax.models.layers import NORM_EPSILON
 from mvdjax.models.masked_vit import Decoder
 from mvdjax.models.video_swin import VideoSwin, swin_variant
 from mvdjax.models.vit import IMAGENET_MEAN, IMAGENET_STD, ViT, variant
@@ -175,7 +176,7 @@ def build_decoder(config: Mapping[str, Any], **fixed: Any) -> Decoder:
 
 
 KIND_OF: dict[type, str] = {VideoSwin: 'swin', VQ: 'vq', DalleEncoder: 'dalle'}
-DESCRIBED = ('patch', 'pos_embed', 'cls_token', 'qkv_bias', 'corrected', 'mean', 'std')
+DESCRIBED = ('patch', 'pos_embed', 'cls_token', 'qkv_bias', 'corrected', 'norm_epsilon', 'mean', 'std')
 
 
 def describe(model: Any) -> dict[str, Any]:
@@ -194,8 +195,9 @@ def check_backbone(meta: Mapping[str, Any], model: Any, what: str, path: str) ->
       what: its name for the message.
       path: of the checkpoint.
     """
-    # Checkpoints from before there was a choice of pixel statistics do not state them.
-    theirs = {'mean': list(IMAGENET_MEAN), 'std': list(IMAGENET_STD), **meta['backbone']}
+    # Checkpoints from before there was a choice of pixel statistics or of the epsilon do not state them.
+    defaults = {'mean': list(IMAGENET_MEAN), 'std': list(IMAGENET_STD), 'norm_epsilon': NORM_EPSILON}
+    theirs = {**defaults, **meta['backbone']}
     mine = describe(model)
     kinds = [KINDS[description.get('kind', 'vit')] for description in (theirs, mine)]
     if kinds[0] != kinds[1]:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from mvdjax import flops_swin, losses, metrics
-from mvdjax.data.sources import FileList
+from mvdjax.data.schema import FileList
 from mvdjax.errors import UserError
 from mvdjax.evaluation.means import Means
 from mvdjax.metrics import Metrics

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from mvdjax import flops, flops_swin, keywords, losses
-from mvdjax.data.sources import FileList
+from mvdjax.data.schema import FileList
 from mvdjax.errors import UserError
 from mvdjax.evaluation.multiview import TopK
 from mvdjax.metrics import Metrics, weighted

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from mvdjax import flops, losses
 from mvdjax.data.masks import num_masked
-from mvdjax.data.sources import FileList
+from mvdjax.data.schema import FileList
 from mvdjax.errors import UserError
 from mvdjax.evaluation.means import Means
 from mvdjax.metrics import Metrics, weighted

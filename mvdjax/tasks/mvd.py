@@ -7,10 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mvdjax import checkpoints, flops, handover, keywords, losses
+from mvdjax import checkpoints, flops, handover, keywords, losses, trees
 from mvdjax.console import say
 from mvdjax.data.masks import num_masked
-from mvdjax.data.sources import FileList
+from mvdjax.data.schema import FileList
 from mvdjax.errors import UserError
 from mvdjax.evaluation.means import Means
 from mvdjax.metrics import Metrics, weighted
@@ -36,7 +36,8 @@ class Teacher:
     """A frozen encoder whose last block output, before the final norm, is the target.
 
     Attributes:
-      model: section of `models.vit.ViT`; an image teacher has patch (1, p, p).
+      model: section of `models.vit.ViT`; an image teacher has patch (1, p, p). Its dtype is also that in which the
+        weights are held on the devices, see `shapes`.
       checkpoint: a workdir or checkpoint of an `mae` stage, or 'random' for untrained weights (debugging, or the
         random-teacher ablation).
       decoder: section of the student's decoder for this teacher, without `out_dim`.
@@ -68,7 +69,8 @@ class Teacher:
         vit = self.vit()
         video = jnp.zeros((1, *vit.patch, len(vit.mean)))
         if self.checkpoint == 'random':
-            return jax.jit(vit.init)(named_key(0, f'teacher_{name}'), video)['params']
+            params = jax.jit(vit.init)(named_key(0, f'teacher_{name}'), video)['params']
+            return jax.tree.map(lambda x, held: x.astype(held.dtype), params, self.shapes(video.shape))
         meta = checkpoints.read_meta(self.checkpoint)
         check_backbone(meta, vit, f'{name} teacher', self.checkpoint)
         if vit.pos_embed == 'learned':  # on the grid that they were learned on: `check_grid` sees to it that it fits
@@ -81,9 +83,20 @@ class Teacher:
         return loaded.params
 
     def shapes(self, video_shape: tuple[int, ...]) -> Any:
-        """The weights' shapes for (b, t, h, w, c) input; reads nothing."""
+        """The weights for (b, t, h, w, c) input as shapes, in the dtypes that they are held in; reads nothing.
+
+        What the model would cast whenever it is used is held in its compute dtype: half the bytes where that is
+        bfloat16, and the same targets to the bit. The norms, which compute in float32, stay in float32.
+        """
+        vit = self.vit()
+
+        def held(path: tuple[Any, ...], leaf: Any) -> jax.ShapeDtypeStruct:
+            norm = any(part.startswith('norm') for part in trees.path_name(path).split('/'))
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype if norm else vit.dtype)
+
         video = jax.ShapeDtypeStruct(video_shape, jnp.float32)
-        return jax.eval_shape(self.vit().init, jax.random.key(0), video)['params']
+        params = jax.eval_shape(vit.init, jax.random.key(0), video)['params']
+        return jax.tree_util.tree_map_with_path(held, params)
 
     def check_grid(self, name: str, grid: Grid) -> None:
         """Raises UserError if the teacher has learned positions for another token grid than that of its input."""

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mvdjax import keywords, losses
-from mvdjax.data.sources import FileList
+from mvdjax.data.schema import FileList
 from mvdjax.errors import UserError
 from mvdjax.evaluation.codebook import CodebookUse
 from mvdjax.metrics import Metrics, scalar, weighted

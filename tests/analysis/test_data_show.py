@@ -13,8 +13,9 @@ from mvdjax import main
 from mvdjax.analysis.contact_sheet import Band, Strip, pages_of
 from mvdjax.analysis.data_show import _erased, pixel_mask, show, strips_of
 from mvdjax.analysis.pictures import GREY
-from mvdjax.analysis.shown import read_rows
+from mvdjax.analysis.shown import _NamingRecipe, _rows, read_rows
 from mvdjax.data.pipeline import BadFiles, Data, empty_sample, eval_batches, train_batches, train_streams
+from mvdjax.data.schema import Record
 from mvdjax.errors import UserError
 from mvdjax.feed import read_streams
 from mvdjax.settings import Run
@@ -169,3 +170,12 @@ def test_mistakes_are_one_sentence(demo_data, tmp_path, capsys):
         assert main.main([*argv, f'--output={tmp_path}', more]) == 1
         assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_records_with_very_long_paths_come_back_whole():
+    record = Record('/' + 'ü' * 4000 + '/"b".mp4', 3, 7)
+    naming = _NamingRecipe(lambda record, rng: {'label': np.int32(record.label)})
+    naming.recipe.views = 1
+    sample = naming(record, np.random.default_rng(0))
+    (row,) = _rows({name: np.asarray(value)[None] for name, value in sample.items()}, 1)
+    assert row.record == record

@@ -21,12 +21,12 @@ from mvdjax.analysis.pictures import make_rows, shown_frames
 from mvdjax.analysis.reconstruct import MaskedSamples, Reconstruction, fill_masked, read_samples
 from mvdjax.analysis.report import write_report
 from mvdjax.analysis.runs import read_runs
-from mvdjax.checkpoints import Checkpoints
 from mvdjax.data.demo import DemoSpec, write_demo
 from mvdjax.data.pipeline import Data
 from mvdjax.errors import UserError
 from mvdjax.metric_writer import MetricWriter
 from mvdjax.resume import meta_data
+from mvdjax.saving import Checkpoints
 from mvdjax.tasks import mae
 from mvdjax.train_state import TrainState, abstract_params
 

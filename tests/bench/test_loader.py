@@ -171,12 +171,15 @@ def test_ratios_are_against_the_peer_on_the_same_videos():
 
     jobs = [job('distil', 'ours', 'o', peer='p'), job('distil', 'decord', 'p', peer='p')]
     jobs += [job('workers', '1 worker', 'w1', count=1), job('workers', '2 workers', 'w2', count=2)]
-    results = {
-        r.name: r for r in (result('o', 20.0), result('p', 90.0), result('w1', 1.0, 40.0), result('w2', 1.0, 21.0))
-    }
+    alone = [Job('workers', 'v', 'no pipeline', Candidate(f'a{n}', 'ways:apart', {'count': n})) for n in (1, 2)]
+    walls = {'o': 1.0, 'p': 1.0, 'w1': 40.0, 'w2': 21.0, 'a1': 36.0, 'a2': 18.5}
+    cpu = {'o': 20.0, 'p': 90.0}
+    results = {name: result(name, cpu.get(name, 1.0), wall) for name, wall in walls.items()}
+    jobs += alone
     text = loader_report.text(jobs, results, None)
     assert '| v | ours | 20.0 | 50.0 | 4.50 |' in text
     assert 'grow 1.90 times' in text
+    assert 'give 1.95 times' in text
 
 
 def test_ffmpeg_decodes_the_packets_from_the_keyframe_to_the_last_frame_asked_for(files, monkeypatch):
@@ -203,6 +206,13 @@ def test_the_pipeline_with_a_worker_reports_speed_and_memory(files):
     assert (
         20 < cost.memory['worker_own_mib'] <= cost.memory['worker_pss_mib'] <= cost.memory['worker_peak_rss_mib'] < 2000
     )
+
+
+def test_processes_apart_make_all_their_batches(files):
+    cost = ways.apart(files, 'pretrain', OPTIONS, batch=2, batches=3, count=1)(1)
+    assert cost.clips == 6
+    assert cost.cpu > 0
+    assert cost.wall > 0
 
 
 def test_videos_are_made_once_and_are_what_their_kind_says(tmp_path, monkeypatch):

@@ -10,8 +10,7 @@ import numpy as np
 
 from mvdjax.data.decode import DecodeError
 from mvdjax.data.pipeline import Data
-from mvdjax.data.schema import Record
-from mvdjax.data.sources import FileList
+from mvdjax.data.schema import FileList, Record
 
 ENDLESS = (r'(a+)+$', 'a' * 60 + 'b')  # a match that never ends, and holds the interpreter's lock
 

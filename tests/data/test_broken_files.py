@@ -87,9 +87,7 @@ def test_evaluation_never_replaces_a_broken_file(mixed, tmp_path):
     data = Data(files=str(mixed), recipe='views', options=options)
     files = data.read()
     bad = tmp_path / 'bad.jsonl'
-    found = list(
-        eval_batches(data, files, batch=4, empty=empty_sample(data, files), bad=BadFiles(str(bad)), processes=1)
-    )
+    found = list(eval_batches(data, files, batch=4, empty=empty_sample(data, files), bad=BadFiles(str(bad))))
     index = np.concatenate([b['index'] for b in found])
     valid = np.concatenate([b['valid'] for b in found])
     video = np.concatenate([b['video'] for b in found])

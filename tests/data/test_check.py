@@ -347,3 +347,11 @@ def test_a_folder_of_classes(corpus, tmp_path, monkeypatch):
         (f'{tmp_path}/mine/run/a b.mp4', 'run'),
         (f'{tmp_path}/mine/sit/c.mp4', 'sit'),
     ]
+
+
+def test_an_output_that_cannot_be_written_is_a_sentence(tmp_path, capsys):
+    (tmp_path / 'list.txt').write_text('a.mp4 0\n')
+    (tmp_path / 'file').write_text('')
+    assert main.main(['data', 'check', str(tmp_path / 'list.txt'), f'--output={tmp_path}/file/check']) == 1
+    error = capsys.readouterr().err
+    assert f'{tmp_path}/file/check cannot be written (Not a directory): give another --output' in error

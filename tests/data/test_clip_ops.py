@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from rand_augment_table import FILTERS, difference, noise, rows, scene, step
 
-from mvdjax.data import clip_ops
+from mvdjax.data import clip_tables
 from mvdjax.data.rand_augment import OPS, PLAIN_OPS, RandAugment, Step, replay, replay_fast
 
 BICUBIC, BILINEAR = FILTERS['bicubic'], FILTERS['bilinear']
@@ -42,7 +42,7 @@ def test_a_box_is_cut_out_of_the_whole_result(op, box):
     for filter_name in FILTERS:
         for sign in (1, -1):
             steps = [step(op, filter_name, 8.0, sign, 2)]
-            whole = clip_ops.cut(replay_fast(steps, clip), box).astype(int)
+            whole = clip_tables.cut(replay_fast(steps, clip), box).astype(int)
             part = replay_fast(steps, clip, box)
             assert part.flags.c_contiguous
             # A rotation's places are rounded to 1/32 pixel from the box's own corner.
@@ -56,7 +56,7 @@ def test_several_ops_and_a_box_are_the_box_of_several_ops():
     for i in range(len(names)):
         chosen = [names[(i + k * 3) % len(names)] for k in range(3)]
         steps = [step(op, 'bicubic', 6.0, 1, 2) for op in chosen]
-        np.testing.assert_array_equal(replay_fast(steps, clip, box), clip_ops.cut(replay_fast(steps, clip), box))
+        np.testing.assert_array_equal(replay_fast(steps, clip, box), clip_tables.cut(replay_fast(steps, clip), box))
         by_table = all(op in TO_THE_BYTE for op in chosen)
         if by_table:
             np.testing.assert_array_equal(replay_fast(steps, clip), replay(steps, clip))
@@ -120,15 +120,29 @@ def test_tables_may_be_per_clip_frame_or_channel():
     shift = np.arange(256).astype(np.uint8)
     tables = np.stack([np.roll(shift, 3), np.roll(shift, 90)])
     box = (1, 2, 3, 4)
-    inner = clip_ops.cut(clip, box)
-    np.testing.assert_array_equal(clip_ops.by_table(clip, tables[0], box), tables[0][inner])
-    per_frame = clip_ops.by_table(clip, tables, box)
+    inner = clip_tables.cut(clip, box)
+    np.testing.assert_array_equal(clip_tables.by_table(clip, tables[0], box), tables[0][inner])
+    per_frame = clip_tables.by_table(clip, tables, box)
     np.testing.assert_array_equal(per_frame, np.stack([t[f] for t, f in zip(tables, inner, strict=True)]))
     per_channel = np.repeat(tables[:, :, None], 3, axis=2)
     per_channel[1, :, 2] = 9
-    out = clip_ops.by_table(clip, per_channel, box)
+    out = clip_tables.by_table(clip, per_channel, box)
     np.testing.assert_array_equal(out[..., :2], per_frame[..., :2])
     assert (out[1, ..., 2] == 9).all()
+
+
+def test_tables_one_after_the_other_are_one_table():
+    clip, box = noise(2, 7, 8), (1, 2, 4, 5)
+    rng = np.random.default_rng(0)
+    tables = [rng.integers(0, 256, shape, np.uint8) for shape in ((256,), (2, 256), (2, 256, 3))]
+    for first in tables:
+        for second in tables:
+            mapped = clip_tables.Mapped(clip).then(first).then(second)
+            expected = clip_tables.by_table(clip_tables.by_table(clip, first, box), second, (0, 0, 4, 5))
+            np.testing.assert_array_equal(mapped.made(box), expected)
+            np.testing.assert_array_equal(mapped.histograms(), clip_tables.Mapped(mapped.made()).histograms())
+            for seen, made in zip(mapped.extremes(), clip_tables.Mapped(mapped.made()).extremes(), strict=True):
+                np.testing.assert_array_equal(seen, made)
 
 
 def test_the_plain_set_has_the_levels_of_a_spec_without_inc():

@@ -1,17 +1,13 @@
 """The published data sets, from tiny trees in the formats in which their annotations are distributed."""
 
-import io
 import json
 import re
 
 import fsspec
-import numpy as np
 import pytest
-from PIL import Image
 
 from mvdjax.data import media
 from mvdjax.data.datasets import manifest
-from mvdjax.data.decode import DecodeError
 from mvdjax.data.sources import NO_LABEL, read_list
 from mvdjax.errors import UserError
 
@@ -60,7 +56,7 @@ def test_kinetics(tree):
     assert train.notes == (
         f'k400:train: 1 of the 3 files that {root}/annotations/train.csv lists are not under {root}, such as '
         'gone_000020_000030; they are left out',
-        'k400:train: 2 files, published are 246534; scores on other files are other scores',
+        'k400:train: 2 files, usual are 246534; scores on other files are other scores',
         'k400:train: 3 classes, published are 400',
     )
     val = read_list('k600:val', root=root)
@@ -372,52 +368,3 @@ def test_every_data_set_says_what_it_is():
         assert name == 'folder' or (known.classes > 1 and known.home.startswith('http') and known.terms), name
     totals = {name: sum(count or 0 for count in known.splits.values()) for name, known in manifest.DATASETS.items()}
     assert [totals['ucf101'], totals['hmdb51'], totals['ssv2']] == [3 * 13320, 3 * 5100, 220847]  # as published
-
-
-def jpeg(value):
-    file = io.BytesIO()
-    Image.fromarray(np.full((8, 10, 3), value, np.uint8)).save(file, 'jpeg')
-    return file.getvalue()
-
-
-@pytest.fixture(scope='module')
-def prepared(tmp_path_factory):
-    """A data set of tensorflow-datasets with four images."""
-    import tensorflow_datasets as tfds
-
-    class TinyImages(tfds.core.GeneratorBasedBuilder):
-        VERSION = tfds.core.Version('1.0.0')
-
-        def _info(self):
-            features = {'image': tfds.features.Image(), 'label': tfds.features.ClassLabel(names=['cat', 'dog'])}
-            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
-
-        def _split_generators(self, manager):
-            return {'train': self._generate_examples()}
-
-        def _generate_examples(self):
-            for i in range(4):
-                yield i, {'image': io.BytesIO(jpeg(60 * i)), 'label': int(i == 3)}
-
-    folder = str(tmp_path_factory.mktemp('tfds'))
-    TinyImages(data_dir=folder, file_format='array_record').download_and_prepare()
-    return folder
-
-
-def test_tensorflow_datasets(prepared):
-    files = read_list(f'tfds:tiny_images:train:{prepared}')
-    assert [r.label for r in files.records] == [NO_LABEL] * 4  # pretraining does not pay for labels
-    blobs = [media.fetch(r.path) for r in files.records]
-    assert sorted(blob.data for blob in blobs) == sorted(jpeg(60 * i) for i in range(4))
-    for _ in range(2):  # the second time from the file that keeps them
-        labelled = read_list(f'tfds:tiny_images:train:{prepared}', num_classes=2)
-        assert labelled.class_names == ('cat', 'dog')
-        assert [r.label for r in labelled.records] == [int(blob.data == jpeg(180)) for blob in blobs]
-    with pytest.raises(DecodeError, match='cannot be fetched'):
-        media.fetch(files.records[0].path.replace('#0', '#99'))
-    with pytest.raises(UserError, match=r"tiny_images: Unknown split 'val'"):
-        read_list(f'tfds:tiny_images:val:{prepared}')
-    with pytest.raises(UserError, match=r'tensorflow-datasets has no nonesuch in .*: Dataset nonesuch not found\.'):
-        read_list(f'tfds:nonesuch:train:{prepared}')
-    with pytest.raises(UserError, match=r'imagenet2012 is not prepared in .*; prepare it with tfds\.builder\('):
-        read_list(f'tfds:imagenet2012:train:{prepared}')

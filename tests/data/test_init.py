@@ -178,9 +178,12 @@ def test_the_config_takes_the_folder_as_its_argument(folder, request):
     config = configs.load(f'{file}:{folder}')
     assert (config.task.num_classes, config.data.num_classes) == (4, 4)
     assert config.evals.test.data.files == f'{folder}/val.csv'  # no test list was asked for
+    assert config.evals.test.note.startswith('there is no test list: this is the score on the validation list')
     for data in (config.data, config.evals.val.data, config.evals.test.data):
         files = configs.build(configs.Data, data.to_dict(), 'data').read()
         configs.make_task(config).check_files(files)
         assert len(files.class_names) == 4
     assert main(['data', 'init', str(folder), '--test=0.2', '--overwrite']) == 0
-    assert configs.load(f'{file}:{folder}').evals.test.data.files == f'{folder}/test.csv'
+    tested = configs.load(f'{file}:{folder}').evals.test
+    assert tested.data.files == f'{folder}/test.csv'
+    assert 'note' not in tested

@@ -147,7 +147,7 @@ def run_streams(streams, start_step=0, steps=6, **where):
 def test_a_mixture_is_the_same_with_any_number_of_hosts_threads_and_workers_and_after_a_resume(mixture):
     expected = batches(mixture(threads=1), steps=5)  # one epoch: 40 files in batches of 8
     for processes in (1, 2, 4):
-        where = [{'process': p, 'processes': processes} for p in range(processes)]
+        where = [{'parts': (p,), 'of': processes} for p in range(processes)]
         same(joined([batches(mixture(threads=4), **w) for w in where]), expected)
         same(joined([batches(mixture(threads=4), start_step=2, **w) for w in where]), expected[2:])
     same(batches(mixture(workers=4, threads=1), start_step=1), expected[1:])
@@ -159,7 +159,7 @@ def test_two_streams_are_the_same_with_any_number_of_hosts_threads_and_workers_a
     image = np.concatenate([b['image']['line'] for b in expected])
     assert sorted(image[:48]) == sorted(image[48:]) == list(range(48))  # epochs of its own
     for processes in (1, 2, 4):
-        where = [{'process': p, 'processes': processes} for p in range(processes)]
+        where = [{'parts': (p,), 'of': processes} for p in range(processes)]
         same(joined([run_streams(streams_of(mixture, threads=4), **w) for w in where]), expected)
         same(joined([run_streams(streams_of(mixture), start_step=3, **w) for w in where]), expected[3:])
     same(run_streams(streams_of(mixture, workers=1), start_step=4), expected[4:])

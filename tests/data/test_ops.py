@@ -121,28 +121,43 @@ def test_antialiased_crop_pads_black_outside_and_may_be_oblong():
     assert ops.crop_resize_antialias(frames, (2, 3, 10, 8), (6, 5)).shape == (1, 6, 5, 3)
 
 
-def test_fast_antialiased_resize_is_within_a_level_where_it_enlarges_and_exact_elsewhere():
+def test_fast_antialiased_resize_is_within_a_level_where_it_enlarges():
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 256, (2, 70, 90, 3), np.uint8)
-    enlarged = 0
-    for _ in range(60):
-        h, w = int(rng.integers(5, 71)), int(rng.integers(5, 91))
+    for _ in range(30):
+        h, w = (int(side) for side in rng.integers(5, 49, 2))
         box = (int(rng.integers(0, 71 - h)), int(rng.integers(0, 91 - w)), h, w)
         exact = ops.crop_resize_antialias(frames, box, 48).astype(int)
         fast = ops.crop_resize_antialias(frames, box, 48, fast=True)
         assert fast.dtype == np.uint8
-        larger = h <= 48 and w <= 48
-        assert np.abs(exact - fast).max() <= (1 if larger else 0), box
-        enlarged += larger
-    assert 10 < enlarged < 50
+        assert np.abs(exact - fast).max() <= 1, box
     same = ops.crop_resize_antialias(frames, (3, 4, 48, 48), 48, fast=True)
     np.testing.assert_array_equal(same, frames[:, 3:51, 4:52])
     outside = (-2, 0, 40, 40)  # padded as without `fast`
     np.testing.assert_array_equal(
         ops.crop_resize_antialias(frames, outside, 48, fast=True), ops.crop_resize_antialias(frames, outside, 48)
     )
-    bicubic = [ops.crop_resize_antialias(frames, (1, 1, 30, 30), 48, 'bicubic', fast) for fast in (False, True)]
-    np.testing.assert_array_equal(*bicubic)
+    for kernel, size in (('bicubic', 48), ('bilinear', (30, 31))):  # to less than half: Pillow
+        modes = [ops.crop_resize_antialias(frames, (1, 1, 61, 62), size, kernel, fast) for fast in (False, True)]
+        np.testing.assert_array_equal(*modes)
+
+
+def test_fast_antialiased_resize_is_near_pillow_where_it_shrinks():
+    """As docs/data.md states: half a level in the mean on pictures, whatever the factor; next to nothing at 2."""
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 256, (2, 16, 20, 3), np.uint8)
+    frames = np.stack([cv2.resize(frame, (160, 128), interpolation=cv2.INTER_CUBIC) for frame in coarse])
+    frames = (frames + rng.integers(-4, 5, frames.shape)).clip(0, 255).astype(np.uint8)
+    means = {}
+    for size in ((112, 140), (100, 160), (128, 100), (90, 110), (70, 90), (64, 80)):
+        exact, fast = (ops.crop_resize_antialias(frames, (0, 0, 128, 160), size, fast=f) for f in (False, True))
+        off = np.abs(exact.astype(int) - fast)
+        assert off.max() <= 4, size
+        assert off.mean() < 0.6, size
+        means[size] = off.mean()
+        unsmoothed = ops.crop_resize_bilinear(frames, (0, 0, 128, 160), size)
+        assert off.mean() < np.abs(exact.astype(int) - unsmoothed).mean(), size
+    assert means[64, 80] < 0.25
 
 
 def test_random_resized_boxes_match_every_golden_case():

@@ -15,8 +15,7 @@ import pytest
 from mvdjax import keywords
 from mvdjax.data import pipeline
 from mvdjax.data.pipeline import BadFiles, Data, Numbers, eval_batches, train_batches
-from mvdjax.data.schema import SUBSTITUTED, Record
-from mvdjax.data.sources import FileList
+from mvdjax.data.schema import SUBSTITUTED, FileList, Record
 from mvdjax.errors import UserError
 
 PRETRAIN = {'size': 32, 'length': 4, 'stride': 2, 'patch': (2, 8, 8), 'mask': {'kind': 'tube', 'ratio': 0.5}}
@@ -107,7 +106,7 @@ def test_batches_do_not_depend_on_workers_and_threads(pretrain, workers, threads
 @pytest.mark.parametrize('processes', [1, 2, 4])
 def test_processes_read_the_rows_of_the_same_global_batches(pretrain, processes):
     make, files, expected = pretrain
-    parts = [batches(make(), files, steps=3, process=p, processes=processes) for p in range(processes)]
+    parts = [batches(make(), files, steps=3, parts=(p,), of=processes) for p in range(processes)]
     joined = [{n: np.concatenate([part[k][n] for part in parts]) for n in expected[k]} for k in range(3)]
     same(joined, expected)
 
@@ -115,7 +114,7 @@ def test_processes_read_the_rows_of_the_same_global_batches(pretrain, processes)
 def test_starting_at_a_step_equals_skipping_the_steps_before(pretrain):
     make, files, expected = pretrain
     same(batches(make(), files, start_step=1, steps=3), expected[1:])
-    same(batches(make(), files, start_step=1, steps=3, process=1, processes=2), [
+    same(batches(make(), files, start_step=1, steps=3, parts=(1,), of=2), [
         {n: x[4:] for n, x in b.items()} for b in expected[1:]
     ])  # fmt: skip
     assert batches(make(), files, start_step=3, steps=3) == []
@@ -174,16 +173,20 @@ def test_repeated_augmentation_keeps_the_views_of_a_video_together():
 
 
 def test_numbers_are_the_contiguous_rows_of_each_process():
-    assert list(Numbers(6, 2, 4, 0, 2)) == [12, 13, 14, 18, 19, 20]
-    assert list(Numbers(6, 2, 4, 1, 2)) == [15, 16, 17, 21, 22, 23]
+    assert list(Numbers(6, 2, 4, (0,), 2)) == [12, 13, 14, 18, 19, 20]
+    assert list(Numbers(6, 2, 4, (1,), 2)) == [15, 16, 17, 21, 22, 23]
+
+
+def test_numbers_of_parts_that_are_not_neighbours():
+    assert list(Numbers(8, 0, 2, (0, 3), 4)) == [0, 1, 6, 7, 8, 9, 14, 15]
+    assert list(Numbers(8, 0, 2, (0, 3), 4).after(1)) == [8, 9, 14, 15]
 
 
 def test_evaluation_goes_through_the_list_once_in_order_and_pads_the_end():
     data, files = echo(10)
     empty = {'line': np.int32(-1), 'draw': 0.0}
     found = [
-        list(eval_batches(data, files, batch=4, empty=empty, bad=BadFiles(None), process=p, processes=2))
-        for p in range(2)
+        list(eval_batches(data, files, batch=4, empty=empty, bad=BadFiles(None), parts=(p,), of=2)) for p in range(2)
     ]
     rows = {n: np.concatenate([np.concatenate([a[n], b[n]]) for a, b in zip(*found, strict=True)]) for n in found[0][0]}
     assert rows['index'].tolist() == list(range(12))

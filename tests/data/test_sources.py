@@ -137,6 +137,15 @@ def test_with_a_class_file_numbers_and_names_may_mix(listed):
     assert [r[1] for r in rows(listed('a.mp4 1\nb.mp4 walk\n'), class_file=classes)] == [1, 0]
 
 
+def test_class_names_that_are_numbers(listed):
+    """A whole number is the number of a class, and where that is another class than the one called so, it is said."""
+    path, classes = listed('a.mp4 0\nb.mp4 2\n'), listed('0\n1\n10\n2\n', 'classes.txt')
+    files = read_list(path, class_file=classes)
+    assert [r.label for r in files.records] == [0, 2]
+    assert files.notes == (f"{path}:2: label 2 is read as class number 2, '10'; the class called '2' is number 3",)
+    assert not read_list(path, class_file=listed('0\n1\n2\n', 'classes.txt')).notes
+
+
 @pytest.mark.parametrize(
     'text',
     [
@@ -191,6 +200,8 @@ def test_lists_without_labels_are_for_pretraining(listed, tmp_path, text):
         ('{"path": "a.mp4", "label": 0.5}\n', r':1: label 0\.5 is neither a whole number nor a name'),
         ('{"path": "a.mp4", "label": true}\n', r':1: label True is neither'),
         ('{"path": "a.mp4", "label": 0}\nb.mp4 1\n', r':2: not a JSON object'),
+        ('[{"path": "a.mp4", "label": 0}]\n', r': is one JSON array; write one object'),
+        ('[\n "a.mp4",\n "b.mp4"\n]\n', r': is one JSON array; write one object'),
     ],
 )
 def test_wrong_lines_are_named(listed, text, message):

@@ -12,7 +12,7 @@ import pytest
 from fakes import echo, same
 
 from mvdjax.data import guard, workers
-from mvdjax.data.guard import Board, Watch, Work
+from mvdjax.data.guard import Board, Work, WorkerWatch
 from mvdjax.data.pipeline import BadFiles, empty_sample, eval_batches, read_bad_files, train_batches
 from mvdjax.data.schema import Record
 from mvdjax.errors import UserError
@@ -115,7 +115,7 @@ def test_a_worker_that_does_not_die_of_a_file_stops_the_run_and_names_what_was_a
         board.post(1, 1, 1, Work(9, 0, 9))
         data, files = echo(24)
         samples = data.samples(files, 0, BadFiles(None))
-        watch = Watch(board, 1.0)
+        watch = WorkerWatch(board, 1.0)
         with pytest.raises(
             UserError, match=r'exit code -9\), most likely for want of memory.*9\.mp4 \(line 9\): lower'
         ):

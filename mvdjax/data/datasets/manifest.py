@@ -13,7 +13,7 @@ from mvdjax import keywords
 from mvdjax.data import media
 from mvdjax.data.datasets import ava, folders, kinetics, small, ssv2, tfds_images
 from mvdjax.data.datasets.tree import Annotation, Tree
-from mvdjax.data.sources import FileList
+from mvdjax.data.schema import FileList
 from mvdjax.errors import UserError
 
 
@@ -24,7 +24,7 @@ class DataSet:
     Attributes:
       title: its name.
       classes: how many it has; 0: any number.
-      splits: files in each, as published or in the most used copy; None: not known.
+      splits: files in each, as commonly distributed (nobody has counted them here); None: not known.
       read: the reader of its annotation files.
       home: where it comes from.
       terms: under what terms, in short.
@@ -196,7 +196,7 @@ def read(spec: Spec, root: str, labels: bool) -> FileList:
 def _notes(
     spec: Spec, known: DataSet, annotation: Annotation, found: int, missing: list[str], folder: str
 ) -> list[str]:
-    """What is other than published."""
+    """What is other than in the commonly distributed copy."""
     notes = []
     if missing:
         notes.append(
@@ -205,7 +205,7 @@ def _notes(
         )
     expected = known.splits[spec.split]
     if expected is not None and found != expected:
-        notes.append(f'{spec}: {found} files, published are {expected}; scores on other files are other scores')
+        notes.append(f'{spec}: {found} files, usual are {expected}; scores on other files are other scores')
     if known.classes and len(annotation.class_names) != known.classes:
         notes.append(f'{spec}: {len(annotation.class_names)} classes, published are {known.classes}')
     return notes

@@ -8,6 +8,7 @@ beside the data, or made again where that cannot be written.
 import contextlib
 import functools
 import os
+import zipfile
 from typing import Any
 
 import numpy as np
@@ -83,21 +84,33 @@ def read(name: str, split: str, folder: str, labels: bool) -> FileList:
     if labels:
         if feature is None:
             raise UserError(f'{name} has no feature "label"; it has {", ".join(builder.info.features)}')
-        numbers = _labels(source, os.path.join(str(builder.data_path), f'mvdjax_labels_{split}.npy'))
+        made_of = _identity(builder, split)
+        numbers = _labels(source, made_of, os.path.join(str(builder.data_path), f'mvdjax_labels_{split}.npz'))
     where = f'{PREFIX}//{name}:{split}:{folder}'
     records = tuple(Record(f'{where}#{i}', int(label), i + 1) for i, label in enumerate(numbers))
     return FileList(f'{PREFIX}{name}:{split}', records, names)
 
 
-def _labels(source: Any, path: str) -> list[int]:
-    with contextlib.suppress(OSError, ValueError):
-        known = np.load(path)
-        if len(known) == len(source):
-            return known.tolist()
+def _identity(builder: Any, split: str) -> str:
+    """What a split is read from: of each file the name, the records, the size and the time of its last change."""
+    parts = []
+    for part in builder.info.splits[split].file_instructions:
+        with contextlib.suppress(OSError):
+            stat = os.stat(part.filename)
+            name = os.path.basename(part.filename)
+            parts.append(f'{name} {part.skip} {part.take} {stat.st_size} {stat.st_mtime_ns}')
+    return '\n'.join(parts)
+
+
+def _labels(source: Any, made_of: str, path: str) -> list[int]:
+    """The label of every record; from the file `path` if that was made of the same records."""
+    with contextlib.suppress(OSError, ValueError, LookupError, zipfile.BadZipFile), np.load(path) as known:
+        if made_of and str(known['made_of']) == made_of and len(known['labels']) == len(source):
+            return known['labels'].tolist()
     labels = [int(source[i]['label']) for i in range(len(source))]
     with contextlib.suppress(OSError):  # it can be made again
-        part = f'{path}.{os.getpid()}.npy'
-        np.save(part, np.asarray(labels, np.int32))
+        part = f'{path}.{os.getpid()}.npz'
+        np.savez(part, labels=np.asarray(labels, np.int32), made_of=np.array(made_of))
         os.replace(part, path)
     return labels
 

@@ -4,10 +4,10 @@ import dataclasses
 
 import numpy as np
 
-from mvdjax.data import media, ops, sampling
-from mvdjax.data.decode import read_frames
+from mvdjax.data import ops, sampling
 from mvdjax.data.limits import check_blocks, check_counts, check_shares, check_short_sides, token_grid
 from mvdjax.data.masks import block_tube_mask
+from mvdjax.data.reading import read_frames
 from mvdjax.data.schema import Record, Sample, stack_views
 from mvdjax.errors import UserError
 
@@ -68,7 +68,7 @@ class Recipe:
     def __call__(self, record: Record, rng: np.random.Generator) -> Sample:
         """A sample with `video`, `token_video` and `mask`, each with a leading axis of `views` if several."""
         frames = read_frames(
-            media.fetch(record.path),
+            record.path,
             lambda n: sampling.windows_train(n, rng, self.length, self.stride, self.views).reshape(-1),
         )
         return stack_views([self._view(clip, rng) for clip in np.split(frames, self.views)])

@@ -4,10 +4,10 @@ import dataclasses
 
 import numpy as np
 
-from mvdjax.data import color, media, ops
-from mvdjax.data.decode import read_image
+from mvdjax.data import color, ops
 from mvdjax.data.limits import check_blocks, check_counts, check_shares, check_short_sides, token_grid
 from mvdjax.data.masks import block_mask
+from mvdjax.data.reading import read_image
 from mvdjax.data.schema import Record, Sample
 
 
@@ -61,7 +61,7 @@ class Recipe:
 
     def __call__(self, record: Record, rng: np.random.Generator) -> Sample:
         """A sample with `video` and `token_video` of one frame, and `mask`."""
-        image = read_image(media.fetch(record.path))[None]
+        image = read_image(record.path)[None]
         frame = ops.random_short_side_crop(rng, image, self.size, self.short_sides)
         if rng.random() < self.flip:
             frame = ops.flip(frame)

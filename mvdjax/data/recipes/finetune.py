@@ -5,10 +5,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mvdjax.data import color, media, ops, sampling
-from mvdjax.data.decode import read_frames
+from mvdjax.data import color, ops, sampling
 from mvdjax.data.limits import check_counts, check_scale, check_shares
 from mvdjax.data.rand_augment import RandAugment
+from mvdjax.data.reading import read_frames
 from mvdjax.data.schema import Record, Sample, stack_views
 from mvdjax.errors import UserError
 
@@ -104,5 +104,5 @@ class Recipe:
     def __call__(self, record: Record, rng: np.random.Generator) -> Sample:
         """A sample with `video`, `label`, maybe `erase`, each with a leading axis of `views` if there are several."""
         pick = sampling.RULES[self.sampling].train
-        frames = read_frames(media.fetch(record.path), lambda n: pick(n, rng, self.length, self.stride))
+        frames = read_frames(record.path, lambda n: pick(n, rng, self.length, self.stride))
         return stack_views([self._view(frames, record.label, rng) for _ in range(self.views)])

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from mvdjax.data import media, ops
-from mvdjax.data.decode import read_image
+from mvdjax.data import ops
 from mvdjax.data.limits import check_counts, check_scale, check_shares, mask_grid
 from mvdjax.data.masks import make_mask
+from mvdjax.data.reading import read_image
 from mvdjax.data.schema import Record, Sample
 
 
@@ -49,14 +49,14 @@ class Recipe:
 
     def blank(self) -> Sample:
         """Zeros in place of a sample, see `schema.Recipe`."""
-        if self.mask is None:
-            return {'video': ops.blank_clip(1, self.size)}
-        mask = np.zeros(np.prod(mask_grid(1, self.size, self.patch, self.mask)), bool)
-        return {'video': ops.blank_clip(1, self.size), 'mask': mask}
+        sample: Sample = {'video': ops.blank_clip(1, self.size)}
+        if self.mask is not None:
+            sample['mask'] = np.zeros(np.prod(mask_grid(1, self.size, self.patch, self.mask)), bool)
+        return sample
 
     def __call__(self, record: Record, rng: np.random.Generator) -> Sample:
         """A sample with `video` of one frame, and `mask` if there is one."""
-        image = read_image(media.fetch(record.path))[None]
+        image = read_image(record.path)[None]
         height, width = image.shape[1:3]
         box = ops.random_resized_crop_box(rng, height, width, self.scale, ops.crop_ratio(self.size, (3 / 4, 4 / 3)))
         frame = ops.crop_resize_antialias(image, box, self.size, 'bicubic')

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from mvdjax.data import media, ops, sampling
-from mvdjax.data.decode import read_frames
+from mvdjax.data import ops, sampling
 from mvdjax.data.limits import check_counts, mask_grid
 from mvdjax.data.masks import make_mask
+from mvdjax.data.reading import read_frames
 from mvdjax.data.schema import Record, Sample, stack_views
 from mvdjax.errors import UserError
 
@@ -25,8 +25,8 @@ class Recipe:
       length: frames per clip.
       stride: frames between two of them.
       teacher_size: likewise, of a second resize of the same crop for the image teacher, or 0 for none.
-      resize: 'fast', or 'exact' for Pillow's pixels everywhere: one level apart at most, and only where the crop is no
-        larger than `size`.
+      resize: 'fast', or 'exact' for Pillow's pixels everywhere: one level apart at most where the crop is no larger
+        than `size`, else half a level in the mean (docs/data.md).
       views: clips per video and step, one from each of as many equal parts of the video, each with a crop and a mask
         of its own (`num_sample` of the published code, which has 1 in every run).
     """
@@ -61,7 +61,7 @@ class Recipe:
     def __call__(self, record: Record, rng: np.random.Generator) -> Sample:
         """A sample with `video`, `mask`, maybe `teacher_video`, each with a leading axis of `views` if several."""
         frames = read_frames(
-            media.fetch(record.path),
+            record.path,
             lambda n: sampling.pretrain_clip(n, rng, self.length, self.stride, self.views).reshape(-1),
         )
         return stack_views([self._view(clip, rng) for clip in np.split(frames, self.views)])
