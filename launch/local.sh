@@ -20,11 +20,9 @@ if ! [[ "$processes" =~ ^[1-9][0-9]*$ ]] || [ "$#" -lt 2 ]; then
   exit 2
 fi
 shift
-command="${MVDJAX:-}"
-if [ -z "$command" ]; then
-  command=mvdjax
-  if [ -x "$here/.venv/bin/mvdjax" ]; then command="$here/.venv/bin/mvdjax"; fi
-fi
+command=(mvdjax)
+if [ -x "$here/.venv/bin/mvdjax" ]; then command=("$here/.venv/bin/mvdjax"); fi
+if [ -n "${MVDJAX:-}" ]; then read -ra command <<<"$MVDJAX"; fi # words: it may be "python -m mvdjax"
 workdir="$(find_workdir "$@")"
 stopping=0 # how often somebody has asked
 children=()
@@ -52,9 +50,7 @@ run_once() {
   children=()
   code=0
   for ((i = 0; i < processes; i++)); do
-    # Words of $command are meant to split: it may be "python -m mvdjax".
-    # shellcheck disable=SC2086
-    MVDJAX_COORDINATOR="127.0.0.1:$port" MVDJAX_PROCESSES="$processes" MVDJAX_PROCESS="$i" $command train "$@" &
+    MVDJAX_COORDINATOR="127.0.0.1:$port" MVDJAX_PROCESSES="$processes" MVDJAX_PROCESS="$i" "${command[@]}" train "$@" &
     children+=("$!")
   done
   for pid in "${children[@]}"; do

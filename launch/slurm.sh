@@ -23,11 +23,9 @@ cd "${SLURM_SUBMIT_DIR:?submit this script with sbatch}" || exit 1
 # shellcheck source=launch/restarting.sh
 . launch/restarting.sh
 
-command="${MVDJAX:-}"
-if [ -z "$command" ]; then
-  command=mvdjax
-  if [ -x .venv/bin/mvdjax ]; then command="$PWD/.venv/bin/mvdjax"; fi
-fi
+command=(mvdjax)
+if [ -x .venv/bin/mvdjax ]; then command=("$PWD/.venv/bin/mvdjax"); fi
+if [ -n "${MVDJAX:-}" ]; then read -ra command <<<"$MVDJAX"; fi # words: it may be "python -m mvdjax"
 workdir="$(find_workdir "$@")"
 if [ -z "$workdir" ]; then
   echo 'no --workdir=DIR among the arguments; they are those of mvdjax train' >&2
@@ -42,9 +40,7 @@ echo "== job $SLURM_JOB_ID, start ${SLURM_RESTART_COUNT:-0}, on ${SLURM_JOB_NODE
 
 # The scheduler's own SIGTERM reaches the steps; this shell has to outlive them, to see how they ended.
 trap ':' TERM
-# Words of $command are meant to split: it may be "python -m mvdjax".
-# shellcheck disable=SC2086
-srun --kill-on-bad-exit=1 --label $command train "$@" &
+srun --kill-on-bad-exit=1 --label "${command[@]}" train "$@" &
 step=$!
 while kill -0 "$step" 2>/dev/null; do wait "$step"; done # a signal ends `wait` early
 wait "$step"

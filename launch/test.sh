@@ -10,7 +10,7 @@ echo "== ruff format and lint"
 .venv/bin/ruff format --check .
 .venv/bin/ruff check .
 echo "== shellcheck"
-.venv/bin/shellcheck launch/*.sh .ci/run
+.venv/bin/shellcheck launch/*.sh tests/integration/*.sh .ci/run
 echo "== mypy"
 .venv/bin/mypy
 echo "== pytest"

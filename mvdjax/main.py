@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from collections.abc import Sequence
 from absl import logging as absl_logging
 
 from mvdjax import __version__, processes
-from mvdjax.errors import INTERRUPTED, Stopped, UserError
+from mvdjax.errors import INTERRUPTED, TRY_AGAIN, Stopped, UserError
 
 # Command -> (module with add_arguments(parser) and run(args), one line of help). Only the module asked for is imported.
 COMMANDS = {
@@ -23,6 +24,10 @@ COMMANDS = {
     'bench': ('mvdjax.bench.cli', 'measure this machine; `mvdjax bench loader` compares ways to read videos'),
     'report': ('mvdjax.analysis.report', 'curves and pictures of finished or running stages'),
 }
+
+
+# What devices say when those of another process do not answer: nothing that the run has done wrong.
+LOST_TOUCH = re.compile(r'DEADLINE_EXCEEDED|UNAVAILABLE|ABORTED|CANCELLED|[Gg]loo|NCCL')
 
 
 def make_parser(command: str | None) -> argparse.ArgumentParser:
@@ -77,11 +82,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = _sentence(error)
         if text is not None:
             return _fail(args, text, INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1)
-        if isinstance(error, RuntimeError):
-            processes.await_news()
         if processes.count() > 1:
+            processes.await_news()  # a step fails, too, when another process is gone: not this one's fault to explain
             traceback.print_exc()
             code = error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1
+            if isinstance(error, RuntimeError) and LOST_TOUCH.search(str(error)):
+                code = TRY_AGAIN
             processes.abandon(f'{type(error).__name__}: {error}', code)
         raise
 

@@ -98,12 +98,8 @@ def start(
             )
         seen = answer
     _group = _Group(place, wire, [one['host'] for one in seen])
-    try:
-        _check_folder(folder)
-        shares = startup_checks.share_gpus(seen)
-    except UserError as error:
-        wire.fail(str(error), 1)
-        raise
+    _check_folder(folder)
+    shares = startup_checks.share_gpus(seen)
     import jax
 
     jax.distributed.initialize(
@@ -295,7 +291,7 @@ def finish() -> None:
 
 
 def await_news(seconds: float = 2.0) -> None:
-    """Gives the line a moment: a step that fails because another process is gone is not this one's fault to explain."""
+    """Gives the line a moment to end this process because of another one."""
     if _group is not None:
         time.sleep(seconds)
 
@@ -305,7 +301,10 @@ def abandon(text: str, code: int) -> None:
 
     Python's own way out would wait for the others in jax's shutdown, and they for this process in their next step.
     """
-    if _group is None or _group.wire.over:
+    if _group is None:
+        return
+    if _group.wire.over:  # another one's end is being told
+        time.sleep(10)
         return
     with _ending:
         _group.wire.fail(_one_line(text), code)

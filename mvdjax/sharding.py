@@ -55,6 +55,7 @@ def make_mesh(
     mesh = mesh_of(jax.devices()[:devices], data, fsdp, tensor, slices)
     if idle := sorted(set(range(jax.process_count())) - {d.process_index for d in mesh.devices.flat}):
         raise UserError(f'mesh.devices {devices} leaves process {idle[0]} without a device: start fewer processes')
+    topology.meet(mesh)
     return mesh
 
 
@@ -231,8 +232,9 @@ def describe(tree: Any, mesh: Mesh) -> str:
 
 def gather(value: jax.Array) -> np.ndarray:
     """A batch-sharded array as one NumPy array on every process."""
-    if value.is_fully_addressable:
-        return np.asarray(value)
-    from jax.experimental import multihost_utils
+    return np.asarray(value if value.is_fully_addressable else _whole(value.sharding.mesh)(value))
 
-    return np.asarray(multihost_utils.process_allgather(value, tiled=True))
+
+@functools.cache
+def _whole(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
+    return jax.jit(lambda x: x, out_shardings=replicated(mesh))

@@ -4,13 +4,17 @@ Parameters are gathered and reduced over 'fsdp' and 'tensor' in every layer, gra
 devices of a TPU slice, or of a rack, are neighbours on the inner axes, and slices are laid along 'data'.
 """
 
+import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
+from mvdjax import processes
 from mvdjax.errors import UserError
 
 AXES = ('data', 'fsdp', 'tensor')
@@ -64,6 +68,24 @@ def slice_groups(devices: Sequence[Any], slices: int | None = None) -> list[list
     if len({len(group) for group in groups}) > 1:
         raise UserError(f'the slices have {", ".join(str(len(g)) for g in groups)} devices: they must be alike')
     return groups
+
+
+def meet(mesh: Mesh) -> None:
+    """Lets the devices of several processes connect, while all processes are at the same point of the program.
+
+    Groups of devices connect when they first compute together, and give up on a process that is half a minute late. In
+    the first step one would be: it compiles, where another finds the executable in a cache.
+    """
+    if processes.count() == 1:
+        return
+    axes = [axis for axis in AXES if mesh.shape[axis] > 1]
+    ones = jax.make_array_from_callback((mesh.size,), NamedSharding(mesh, P(AXES)), lambda _: np.ones(1, np.float32))
+    for group in (g for n in range(1, len(axes) + 1) for g in itertools.combinations(axes, n)):
+        rest = tuple(axis for axis in AXES if axis not in group)
+        add = functools.partial(jax.lax.psum, axis_name=group)
+        summed = jax.jit(jax.shard_map(add, mesh=mesh, in_specs=P(AXES), out_specs=P(rest)))
+        processes.barrier(f'meeting of {" ".join(group)}')
+        jax.block_until_ready(summed(ones))
 
 
 def batch_parts(mesh: Mesh, process: int) -> tuple[tuple[int, ...], int]:

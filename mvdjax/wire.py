@@ -96,6 +96,10 @@ class _End:
         self.news = threading.Condition()
         self.done: dict[str, list[Any]] = {}
         self.over = False  # nothing that happens to a connection means anything any more
+        self.thread = threading.Thread(target=self._serve, daemon=True, name='mvdjax-line')
+
+    def _serve(self) -> None:
+        raise NotImplementedError
 
     def end(self, text: str, code: int) -> None:
         with self.news:
@@ -136,9 +140,10 @@ class Hub(_End):
         self._rounds: dict[str, dict[int, Any]] = {}
         self._listener: socket.socket | None = _listen(port)
         self._started = False
+        self._open: set[Line] = set()
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._listener, selectors.EVENT_READ)
-        threading.Thread(target=self._serve, daemon=True, name='mvdjax-hub').start()
+        self.thread.start()
 
     def roll_call(self, timeout: float, tell: Callable[[list[int]], None]) -> list[Mapping[str, Any]] | None:
         """Waits until all processes are here.
@@ -200,10 +205,16 @@ class Hub(_End):
         self._send_all({'kind': 'end', 'text': text, 'code': code})
 
     def bye(self) -> None:
-        """Ends the line in peace: nothing is said to the others, who leave at the same point of the program."""
+        """Ends the line in peace; the others leave at the same point of the program."""
+        self._send_all({'kind': 'bye'})
         with self.news:
             self.over = True
-        self._send_all({'kind': 'bye'})
+        self.thread.join(5)
+        for line in self._open:
+            line.close()
+        if self._listener is not None:
+            self._listener.close()
+        self._selector.close()
 
     def _send_all(self, message: Message, but: int | None = None) -> None:
         for process, line in list(self._lines.items()):
@@ -226,7 +237,7 @@ class Hub(_End):
         pause = min(5.0, self.heartbeat / 4)
         ping = time.monotonic()
         while not self.over:
-            for key, _ in self._selector.select(pause):
+            for key, _ in self._selector.select(min(pause, 0.5)):
                 if key.data is None:
                     self._accept()
                 else:
@@ -248,7 +259,9 @@ class Hub(_End):
         with contextlib.suppress(OSError):
             connection, _ = self._listener.accept()
             connection.settimeout(self.heartbeat)  # of a send; what is read has been announced
-            self._selector.register(connection, selectors.EVENT_READ, [Line(connection), None])
+            line = Line(connection)
+            self._open.add(line)
+            self._selector.register(connection, selectors.EVENT_READ, [line, None])
 
     def _hear(self, who: list[Any]) -> None:
         """Reads from a connection: [line, process, or None before it has said hello]."""
@@ -261,6 +274,7 @@ class Hub(_End):
                     self._take(process, message)
         except (EOFError, ValueError):
             self._selector.unregister(line.socket)
+            self._open.discard(line)
             line.close()
             if process is None or self._lines.get(process) is not line:
                 return
@@ -368,7 +382,7 @@ class Spoke(_End):
                 for message in self._line.read():
                     if message['kind'] == 'begin':
                         self._host = message['seen'][0]['host']
-                        threading.Thread(target=self._listen, daemon=True, name='mvdjax-spoke').start()
+                        self.thread.start()
                         return message['seen']
                     if message['kind'] == 'end':
                         raise UserError(message['text'])
@@ -393,10 +407,14 @@ class Spoke(_End):
         self._send({'kind': 'end', 'text': text, 'code': code})
 
     def bye(self) -> None:
-        """Ends the line in peace."""
+        """Ends the line in peace; the others leave at the same point of the program."""
+        self._send({'kind': 'bye'})
         with self.news:
             self.over = True
-        self._send({'kind': 'bye'})
+        if self.thread.is_alive():
+            self.thread.join(5)
+        if self._line is not None:
+            self._line.close()
 
     def _send(self, message: Message) -> None:
         if self._line is not None:
@@ -414,12 +432,12 @@ class Spoke(_End):
         hello = {'hello': HELLO, 'process': self.process, 'processes': self.processes, 'card': dict(self.card)}
         self._line.send(hello)
 
-    def _listen(self) -> None:
+    def _serve(self) -> None:
         line = self._line
         assert line is not None
         line.heard = time.monotonic()
         pause = min(5.0, self.heartbeat / 4)
-        line.socket.settimeout(pause)
+        line.socket.settimeout(min(pause, 0.5))
         ping = time.monotonic()
         while not self.over:
             try:

@@ -55,7 +55,7 @@ ClusterName=test
 SlurmctldHost=$host(127.0.0.1)
 SlurmUser=root
 AuthType=auth/munge
-AuthInfo=socket=$folder/munge/socket
+AuthInfo=socket=$folder/munge/socket,cred_expire=10
 CredType=cred/munge
 SlurmctldPort=$((20000 + RANDOM % 5000))
 SlurmdPort=$((25000 + RANDOM % 5000))
