@@ -194,7 +194,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
                         del state  # the devices have no room for two
                         place = health.go_back(saved, feed, writer, steps)
                         state = start_state(config, run, task, optimizer, host, saved, mesh)
-                        step, bar.n, window, stop = place.step, place.step, Window(), False
+                        step, bar.n, window = place.step, place.step, Window()
                         host = feed(window)
                         continue
                     window = Window()
