@@ -256,7 +256,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--workdir', required=True, help='folder of checkpoints, metrics and logs; resumed if not empty'
     )
     parser.epilog = """example:
-  mvdjax train --config=configs/videomae/demo_nano.py --workdir=runs/videomae --config.run.seed=1"""
+  mvdjax train --config=configs/videomae/demo_nano.py --workdir=runs/videomae --config.run.seed=1
+
+exit codes: 0 finished, 75 stopped (SIGTERM) or lost, start the same command again, 130 stopped by Ctrl-C, 1 failed,
+2 wrong usage; see docs/checkpoints.md"""
 
 
 def run(args: argparse.Namespace) -> int:
