@@ -249,8 +249,8 @@ def _override(config: ml_collections.ConfigDict, text: str) -> None:
     node: Any = config
     lever = key in LEVERS and len(parents) > 1 and parents[0] == 'task'
     for i, parent in enumerate([*parents, key]):
-        if lever and i == len(parents) and isinstance(node, ml_collections.ConfigDict):
-            node.setdefault(key, LEVERS[key])
+        if lever and i == len(parents) and isinstance(node, ml_collections.ConfigDict) and key not in node:
+            node[key] = LEVERS[key]
         if not isinstance(node, ml_collections.ConfigDict) or parent not in node:
             known = list(node) if isinstance(node, ml_collections.ConfigDict) else []
             hint = keywords.nearest(parent, known)

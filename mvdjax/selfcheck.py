@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mvdjax import __version__, checkpoints, processes, trees
+from mvdjax import __version__, attention_check, checkpoints, processes, trees
 from mvdjax.console import say
 from mvdjax.convert import architecture
 from mvdjax.data import ops
@@ -149,14 +149,23 @@ def compare(stored: Mapping[str, Any], found: Mapping[str, Any]) -> tuple[str, b
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `mvdjax selfcheck`."""
-    parser.add_argument('checkpoint', metavar='CHECKPOINT', help='workdir or checkpoint')
+    parser.add_argument('checkpoint', metavar='CHECKPOINT', nargs='?', help='workdir or checkpoint')
     parser.add_argument('--store', action='store_true', help="store this machine's answers as the right ones")
-    parser.epilog = """example:
-  mvdjax selfcheck runs/mvd_k400_vit_b_from_b_400"""
+    parser.add_argument(
+        '--attention', action='store_true', help="compare the device's fused attention with XLA's; takes no checkpoint"
+    )
+    parser.epilog = """examples:
+  mvdjax selfcheck runs/mvd_k400_vit_b_from_b_400
+  mvdjax selfcheck --attention"""
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs `mvdjax selfcheck`. Fails if the answers differ."""
+    if args.attention == bool(args.checkpoint):
+        raise UserError('give selfcheck a checkpoint, or --attention and none')
+    if args.attention:
+        attention_check.check()
+        return 0
     folder = checkpoints.find_step_folder(args.checkpoint)
     if args.store:
         store(args.checkpoint)

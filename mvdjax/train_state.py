@@ -48,13 +48,17 @@ def make_state_function(task: Task, optimizer: Optimizer, ema: bool) -> Any:
     return make
 
 
-def create(task: Task, optimizer: Optimizer, batch: Batch, seed: int, ema: bool, mesh: Mesh) -> TrainState:
-    """A fresh state, born sharded: no parameter is ever whole on a device that keeps a part of it."""
+def initializer(task: Task, optimizer: Optimizer, batch: Batch, ema: bool, mesh: Mesh) -> Any:
+    """The jitted (key, batch) -> TrainState that makes a state in its place: no stack is ever whole on a device."""
     make = make_state_function(task, optimizer, ema)
-    key = named_key(seed, 'init')
-    placement = sharding.tree_sharding(jax.eval_shape(make, key, batch), mesh)
-    abstract = jax.tree.map(lambda x: jnp.zeros((1, *x.shape[1:]), x.dtype), dict(batch))
-    return jax.jit(make, out_shardings=placement)(key, abstract)
+    placement = sharding.tree_sharding(jax.eval_shape(make, jax.random.key(0), batch), mesh)
+    return jax.jit(make, out_shardings=placement)
+
+
+def create(task: Task, optimizer: Optimizer, batch: Batch, seed: int, ema: bool, mesh: Mesh) -> TrainState:
+    """A fresh state, born sharded."""
+    one_row = jax.tree.map(lambda x: jnp.zeros((1, *x.shape[1:]), x.dtype), dict(batch))
+    return initializer(task, optimizer, batch, ema, mesh)(named_key(seed, 'init'), one_row)
 
 
 def average(ema: Any, before: Any, after: Any, decay: float, updates: int = 1) -> Any:

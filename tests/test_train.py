@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import small_runs
 
-from mvdjax import checkpoints, sharding, train_state, trees
+from mvdjax import checkpoints, sharding, train_state
 from mvdjax import config as configs
 from mvdjax.data.pipeline import BadFiles, Data, train_batches
 from mvdjax.errors import UserError
@@ -54,7 +54,7 @@ def run_steps(config, steps=2, poison_at=None):
         else:
             state, values = step(state, frozen, sharding.place_batch(host, mesh))
         found.append(jax.device_get(values))
-    assert step._cache_size() <= 1, 'the step compiled more than once'
+    assert step.compilations <= 1, 'the step compiled more than once'
     return found, jax.device_get(state)
 
 
@@ -62,25 +62,6 @@ def run_steps(config, steps=2, poison_at=None):
 def one_device(stage, data):
     """Three steps on one device: what the other runs are compared with."""
     return run_steps(small_runs.load(stage, data, 'mesh.devices=1'), 3)
-
-
-@pytest.mark.parametrize('stage', ['videomae', 'mvd', 'finetune'])
-def test_the_same_losses_on_1_and_on_all_devices(stage, demo_data):
-    one, _ = one_device(stage, demo_data)
-    every, _ = run_steps(small_runs.load(stage, demo_data), 3)
-    for a, b in zip(one, every, strict=True):
-        np.testing.assert_allclose(a['loss'][0] / a['loss'][1], b['loss'][0] / b['loss'][1], rtol=2e-5)
-        np.testing.assert_allclose(a['grad_norm'][0], b['grad_norm'][0], rtol=1e-3)
-
-
-@pytest.mark.skipif(jax.device_count() < 8, reason='a mesh with three axes needs 8 devices')
-def test_fsdp_and_tensor_axes_change_no_number(demo_data, monkeypatch):
-    monkeypatch.setattr(sharding, 'MIN_FSDP_SIZE', 64)  # so that the tiny parameters are split too
-    one, _ = one_device('mvd', demo_data)
-    split, _ = run_steps(small_runs.load('mvd', demo_data, 'mesh.data=2', 'mesh.fsdp=2', 'mesh.tensor=2'), 3)
-    for a, b in zip(one, split, strict=True):
-        np.testing.assert_allclose(a['loss'][0], b['loss'][0], rtol=2e-5)
-        np.testing.assert_allclose(a['grad_norm'][0], b['grad_norm'][0], rtol=1e-3)
 
 
 def test_accumulation_is_one_large_batch(demo_data):
@@ -292,9 +273,3 @@ def test_the_placement_of_every_parameter_is_by_rule():
         mesh = sharding.make_mesh(data=1, fsdp=4, tensor=2)
         spec = sharding.parameter_sharding('backbone/encoder/blocks/attn/qkv/kernel', (12, 768, 3, 12, 64), mesh).spec
         assert spec == jax.sharding.PartitionSpec(None, 'fsdp', None, 'tensor', None)
-
-
-def test_stacked_and_unrolled_layouts_round_trip(undisturbed):
-    tree = trees.unflatten(checkpoints.read_params(str(undisturbed)))
-    back = trees.stack_blocks(trees.unstack_blocks(tree))
-    jax.tree.map(np.testing.assert_array_equal, tree, back)

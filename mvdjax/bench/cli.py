@@ -11,6 +11,11 @@ TOOLS = {
         'CPU time per clip of the data loaders, beside FFmpeg alone and a loader written as the published one',
         'mvdjax bench loader --peer=decord --output=loader.json',
     ),
+    'checkpoint': (
+        'mvdjax.bench.checkpoint',
+        'what saving a checkpoint costs a run, in steps: waiting, in all, and in CPU time',
+        'mvdjax bench checkpoint --output=checkpoint.json',
+    ),
     'compile': (
         'mvdjax.bench.compile',
         'what compiling the step of a config costs, scanned and unrolled, and what the cache of executables saves',

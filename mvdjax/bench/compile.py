@@ -1,10 +1,11 @@
-"""`mvdjax bench compile`: CPU seconds until a step can run, by depth, scanned or unrolled, and from the cache.
+"""`mvdjax bench compile`: what it takes until a step can run, and the memory that it will take, by its levers.
 
 The real step of a config, for one device of this machine, from abstract arguments: nothing is read and nothing is run.
-Lowering is counted with it, since a restart pays for it too.
+Lowering is counted with compiling, since a restart pays for it too. Memory is the compiler's own account.
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import tempfile
@@ -21,17 +22,21 @@ from mvdjax.analysis import plan_step, plan_topology
 from mvdjax.bench import machine
 from mvdjax.bench.measure import Candidate, Cost, Make, Result, interleaved
 from mvdjax.console import say
+from mvdjax.models.layers import REMAT_POLICIES
 
 CONFIGS = ('configs/mvd/k400_vit_b_from_b_400.py', 'configs/mvd/k400_vit_h_from_h_800.py')
-WAYS = ('scan', 'cache', 'unrolled')
+REMAT = tuple(policy for policy in REMAT_POLICIES if policy != 'none')
+WAYS = ('scan', 'cache', 'unrolled', *REMAT)
 
 
-def shorten(config: ml_collections.ConfigDict, rows: int, dtype: str, scan: bool) -> None:
-    """Makes the config's step one of `rows` records on one device, every model of it in `dtype`, scanned or not."""
+def shorten(config: ml_collections.ConfigDict, rows: int, dtype: str, way: str) -> None:
+    """Makes the config's step one of `rows` records on one device, every model of it in `dtype` and in that way."""
     config.run.global_batch, config.run.accumulate = rows, 1
     config.mesh = {'data': 1, 'fsdp': 1, 'tensor': 1, 'devices': 1}
     for node in _models(config.task):
-        node.dtype, node.scan = dtype, scan
+        node.dtype, node.scan = dtype, way != 'unrolled'
+        if way in REMAT:
+            node.remat = way
 
 
 def _models(node: ml_collections.ConfigDict) -> list[ml_collections.ConfigDict]:
@@ -43,11 +48,11 @@ def _models(node: ml_collections.ConfigDict) -> list[ml_collections.ConfigDict]:
     return found
 
 
-def compiler(config: str, overrides: Sequence[str], rows: int, dtype: str, scan: bool, cache: str) -> Make:
+def compiler(config: str, overrides: Sequence[str], rows: int, dtype: str, way: str, cache: str) -> Make:
     """Call i compiles the step afresh; with a `cache` folder all but the first find its executable there."""
     loaded = configs.load(config, overrides)
     with loaded.unlocked():
-        shorten(loaded, rows, dtype, scan)
+        shorten(loaded, rows, dtype, way)
     compile_cache.use(cache, '')
     topology = plan_topology.find('local:1')
 
@@ -56,8 +61,11 @@ def compiler(config: str, overrides: Sequence[str], rows: int, dtype: str, scan:
         jax.clear_caches()
         step = plan_step.make_step(loaded, topology)
         wall, cpu = time.perf_counter(), time.process_time()
-        step.function.lower(*step.arguments).compile()
-        return Cost(1, time.process_time() - cpu, time.perf_counter() - wall)
+        compiled = step.function.lower(*step.arguments).compile()
+        cost = Cost(1, time.process_time() - cpu, time.perf_counter() - wall)
+        memory = compiled.memory_analysis()
+        sizes = {'arguments_mib': memory.argument_size_in_bytes, 'temporaries_mib': memory.temp_size_in_bytes}
+        return dataclasses.replace(cost, memory={name: size / 2**20 for name, size in sizes.items()})
 
     return make
 
@@ -73,7 +81,7 @@ def candidates(args: argparse.Namespace, folder: str) -> list[Candidate]:
                 'overrides': args.overrides,
                 'rows': args.rows,
                 'dtype': args.dtype,
-                'scan': way != 'unrolled',
+                'way': way,
                 'cache': os.path.join(folder, name) if way == 'cache' else '',
             }
             found.append(Candidate(f'{name} {way}', 'mvdjax.bench.compile:compiler', arguments))
@@ -81,12 +89,16 @@ def candidates(args: argparse.Namespace, folder: str) -> list[Candidate]:
 
 
 def table(results: Mapping[str, Result]) -> str:
-    """CPU and elapsed seconds, and their ratios to the first row."""
+    """CPU and elapsed seconds, the ratio of the former to the first row's, and the step's memory."""
     first = next(iter(results.values()))
-    lines = ['| step | CPU s | elapsed s | CPU / first row |', '|---|---|---|---|']
+    lines = [
+        '| step | CPU s | elapsed s | CPU / first row | arguments GiB | temporaries GiB |',
+        '|---|---|---|---|---|---|',
+    ]
     for name, result in results.items():
         cpu, wall = result.cpu / 1000, result.wall / 1000
-        lines.append(f'| {name} | {cpu:.1f} | {wall:.1f} | {result.cpu / first.cpu:.2f} |')
+        sizes = ' | '.join(f'{result.memory[key] / 1024:.2f}' for key in ('arguments_mib', 'temporaries_mib'))
+        lines.append(f'| {name} | {cpu:.1f} | {wall:.1f} | {result.cpu / first.cpu:.2f} | {sizes} |')
     return '\n'.join(lines)
 
 
@@ -99,8 +111,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--ways',
         nargs='+',
         choices=WAYS,
-        default=list(WAYS),
-        help='scanned layers, the same from a cache of executables, unrolled layers (default: all)',
+        default=['scan', 'cache', 'unrolled'],
+        help='scanned layers, the same from a cache of executables, unrolled layers (these by default), or scanned '
+        'layers with another remat policy than the config has',
     )
     parser.add_argument('--rows', type=int, default=1, help='records per step (default: 1)')
     parser.add_argument('--dtype', default='float32', help='that the models compute in (default: float32)')
@@ -115,10 +128,7 @@ def run(args: argparse.Namespace) -> int:
     say(table(results))
     if args.output:
         facts: dict[str, Any] = machine.facts(('jax', 'jaxlib', 'flax'))
-        rows = {
-            name: {'cpu_s': [ms / 1000 for ms in r.cpu_ms], 'elapsed_s': [ms / 1000 for ms in r.wall_ms]}
-            for name, r in results.items()
-        }
+        rows = {name: dataclasses.asdict(result) for name, result in results.items()}
         with open(args.output, 'w', encoding='utf-8') as file:
             json.dump({'machine': facts, 'rows': args.rows, 'dtype': args.dtype, 'compilations': rows}, file, indent=1)
     return 0

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from mvdjax.models.embed import Grid, positions, token_grid
 from mvdjax.models.layers import NORM_EPSILON, Transformer, layer_norm, linear_init, token_init
+from mvdjax.models.placement import keep_rows
 from mvdjax.models.vit import ViT
 
 
@@ -72,6 +73,7 @@ class Decoder(nn.Module):
         x = nn.Dense(self.width, use_bias=self.embed_bias, kernel_init=linear_init, dtype=self.dtype, name='embed')(
             encoded
         )
+        x = keep_rows(x)
         prefix = encoded.shape[1] - visible.shape[1]
         token = self.param('mask_token', token_init, (self.width,)).astype(self.dtype)
         x = jnp.concatenate([x[:, :prefix], x[:, prefix:] + table[visible], token + table[masked]], axis=1)
@@ -91,7 +93,7 @@ class Decoder(nn.Module):
         # Normed and projected after the cut: the visible part of the output is of no use to any loss.
         x = layer_norm('norm', self.dtype, self.norm_epsilon)(x[:, -masked.shape[1] :])
         x = nn.Dense(self.out_dim, kernel_init=linear_init, dtype=self.dtype, name='head')(x)
-        return x.astype(jnp.float32)
+        return keep_rows(x.astype(jnp.float32))
 
 
 class MaskedViT(nn.Module):

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from mvdjax.errors import UserError
 from mvdjax.models.embed import Grid, patch_embedding, patchify, positions, token_grid
 from mvdjax.models.layers import NORM_EPSILON, Transformer, layer_norm, token_init
+from mvdjax.models.placement import keep_rows
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # RGB in [0, 1]
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -103,7 +104,7 @@ class ViT(nn.Module):
         if visible is not None:  # gathered before the embedding: only visible patches cost a matmul
             patches = jnp.take_along_axis(patches, visible[..., None], axis=1)
             position = table[visible]
-        x = patch_embedding(self.width, self.dtype)(patches) + position.astype(self.dtype)
+        x = patch_embedding(self.width, self.dtype)(keep_rows(patches)) + position.astype(self.dtype)
         if self.cls_token:
             cls = self.param('cls_token', token_init, (self.width,)).astype(self.dtype)
             x = jnp.concatenate([jnp.broadcast_to(cls, (x.shape[0], 1, self.width)), x], axis=1)
@@ -120,6 +121,7 @@ class ViT(nn.Module):
             self.dtype,
             name='encoder',
         )(x, train)
+        x = keep_rows(x)
         last_block = x[:, int(self.cls_token) :]
         if self.final_norm:
             x = layer_norm('norm', self.dtype, self.norm_epsilon)(x)

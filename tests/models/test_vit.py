@@ -80,27 +80,30 @@ def assert_trees_close(got, want, tolerance):
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * float(jnp.max(jnp.abs(b))))
 
 
-def test_unrolled_equals_scanned(params, clip, reference):
-    loss, grads = loss_and_gradient(tiny(scan=False))(trees.unstack_blocks(params), clip)
-    np.testing.assert_allclose(loss, reference[0], rtol=1e-6)
-    assert_trees_close(trees.stack_blocks(grads), reference[1], 1e-5)
-
-
-def test_block_layouts_round_trip_exactly(params):
-    unrolled = trees.unstack_blocks(params)
-    assert sorted(unrolled['encoder']) == ['block_0', 'block_1', 'block_2']
-    expected = jax.eval_shape(lambda: tiny(scan=False).init(jax.random.key(0), jnp.zeros((1, 4, 16, 24, 3))))
-    assert jax.tree.map(jnp.shape, unrolled) == jax.tree.map(jnp.shape, expected['params'])
-    back = trees.stack_blocks(unrolled)
-    assert jax.tree.structure(back) == jax.tree.structure(params)
-    jax.tree.map(np.testing.assert_array_equal, back, params)
-
-
-@pytest.mark.parametrize('remat', ['full', 'dots'])
-def test_rematerialisation_changes_nothing(remat, params, clip, reference):
-    loss, grads = loss_and_gradient(tiny(remat=remat))(params, clip)
+def test_unrolled_equals_scanned_on_the_same_parameters(params, clip, reference):
+    loss, grads = loss_and_gradient(tiny(scan=False))(params, clip)
     np.testing.assert_allclose(loss, reference[0], rtol=1e-6)
     assert_trees_close(grads, reference[1], 1e-5)
+    made = [jax.eval_shape(tiny(scan=scan).init, jax.random.key(0), clip) for scan in (True, False)]
+    assert made[0] == made[1]
+
+
+@pytest.fixture(scope='module')
+def long_clip():
+    return jax.random.normal(jax.random.key(1), (2, 8, 64, 64, 3))
+
+
+def test_rematerialisation_changes_the_memory_and_nothing_else(params, long_clip):
+    found = {}
+    for remat in ('none', 'dots', 'attention', 'full', 'offload'):
+        compiled = loss_and_gradient(tiny(remat=remat)).lower(params, long_clip).compile()
+        found[remat] = compiled(params, long_clip), compiled.memory_analysis().temp_size_in_bytes
+    (loss, grads), _ = found['none']
+    for (other, others), _ in found.values():
+        np.testing.assert_allclose(other, loss, rtol=1e-6)
+        assert_trees_close(others, grads, 1e-5)
+    memory = [size for _, size in found.values()]
+    assert memory[0] > memory[1] > memory[2] > memory[3]
 
 
 def test_bfloat16_stays_close_to_float32(params, clip):
@@ -188,7 +191,7 @@ def test_drop_path_differs_by_sample_layer_and_branch():
     ('options', 'message'),
     [
         ({'qkv_bias': 'kv'}, "qkv_bias must be 'full' or 'qv', not 'kv'"),
-        ({'remat': 'some'}, "remat must be 'none', 'full' or 'dots', not 'some'"),
+        ({'remat': 'some'}, "remat must be one of none, full, attention, dots, offload, not 'some'"),
         ({'heads': 5}, 'width 32 is not a multiple of heads 5'),
         ({'patch': (2, 7, 8)}, 'does not divide into patches'),
         ({'pos_embed': 'sincos4d'}, 'pos_embed must be one of'),

@@ -1,0 +1,134 @@
+"""Optimizer steps of every task at the smallest size, without files: what the tests of sharding run and compile."""
+
+import functools
+
+import jax
+import numpy as np
+from golden_weights import known_options
+
+from mvdjax import optimizers, sharding, train_state
+from mvdjax.settings import Run
+from mvdjax.tasks import classify, mae, mvd
+from mvdjax.train_step import compile_step
+
+ROWS = 8
+TUBE = {'kind': 'tube', 'ratio': 0.5}
+
+
+def vit(width, depth, **options):
+    return {'width': width, 'depth': depth, 'heads': 4, 'patch': (2, 8, 8), **options}
+
+
+def image_vit(width, depth, **options):
+    whole = {'pos_embed': 'sincos2d', 'cls_token': True, 'qkv_bias': 'full'}
+    return vit(width, depth, **whole, **options) | {'patch': (1, 8, 8)}
+
+
+def decoder(width, depth, **options):
+    return {'width': width, 'depth': depth, 'heads': 4, **options}
+
+
+def make_mae(width=32, depth=2, **options):
+    return mae.Task(image_vit(width, depth, **options), decoder(width, depth, **options), TUBE, 'mae')
+
+
+def make_videomae(width=32, depth=2, **options):
+    return mae.Task(vit(width, depth, **options), decoder(width, depth, **options), TUBE, 'videomae')
+
+
+def make_mvd(width=32, depth=2, **options):
+    teachers = {
+        name: {'model': make(width, depth, **options), 'checkpoint': 'random', 'decoder': decoder(width, 1, **options)}
+        for name, make in (('image', image_vit), ('video', vit))
+    }
+    return mvd.Task(vit(width, depth, **options, drop_path=0.1), teachers, TUBE)
+
+
+def make_classify(width=32, depth=2, **options):
+    mix = {'group': 2}
+    return classify.Task(vit(width, depth, **options, drop_path=0.1), num_classes=4, dropout=0.1, mix=mix)
+
+
+# A task and its batch; a new task joins with a line.
+TASKS = {
+    'mae': (make_mae, {'video': (1, 16, 16, 3), 'mask': (4,)}),
+    'videomae': (make_videomae, {'video': (4, 16, 16, 3), 'mask': (8,)}),
+    'mvd': (make_mvd, {'video': (4, 16, 16, 3), 'mask': (8,)}),
+    'classify': (make_classify, {'video': (4, 16, 16, 3), 'label': (), 'erase': (4,)}),
+}
+
+
+def host_batch(name, rows=ROWS):
+    """A batch of a task, drawn."""
+    random, batch = np.random.RandomState(0), {}
+    for key, shape in TASKS[name][1].items():
+        if key == 'mask':  # the second half of each frame's tokens
+            batch[key] = np.tile(np.arange(4) >= 2, (rows, shape[0] // 4))
+        elif key == 'video':
+            batch[key] = random.randint(0, 256, (rows, *shape)).astype(np.uint8)
+        else:
+            batch[key] = random.randint(0, 4, (rows, *shape)).astype(np.int32)
+    return batch
+
+
+def adamw(task, batch, clip_norm=None):
+    """An optimizer that moves every parameter from the first step on."""
+    return optimizers.make_optimizer(
+        train_state.abstract_params(task, batch),
+        task.layer_index,
+        global_batch=len(batch['video']),
+        views=1,
+        total_steps=10,
+        steps_per_epoch=5,
+        warmup_epochs=0,
+        peak_rate=1e-3,
+        clip_norm=clip_norm,
+    )
+
+
+@functools.cache
+def fresh_state(name):
+    """A task's state on the host, made on one device."""
+    task, batch = TASKS[name][0](), host_batch(name)
+    mesh = sharding.make_mesh(devices=1)
+    return jax.device_get(train_state.create(task, adamw(task, batch), batch, seed=0, ema=True, mesh=mesh))
+
+
+@functools.cache
+def frozen_on_host(name):
+    """A task's teachers."""
+    return jax.device_get(TASKS[name][0]().frozen())
+
+
+def one_step(name, **mesh_options):
+    """(metrics, state) after a step from `fresh_state` on a mesh, and the mesh; both back on the host."""
+    task, batch = TASKS[name][0](), host_batch(name)
+    mesh = sharding.make_mesh(**mesh_options)
+    run = Run(global_batch=ROWS, steps=10, ema_decay=0.9)
+    state = sharding.place_tree(fresh_state(name), mesh)
+    frozen = sharding.place_tree(frozen_on_host(name), mesh)
+    arguments = (state, frozen, sharding.place_batch(batch, mesh))
+    step = compile_step(task, adamw(task, batch), run, state, mesh, 1).lower(*arguments)
+    state, values = step.compile(compiler_options=known_options())(*arguments)
+    return jax.device_get(values), jax.device_get(state)
+
+
+def place(tree, mesh):
+    """Abstract arrays where the rules put them."""
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, sharding.tree_sharding(tree, mesh)
+    )
+
+
+def compiled_step(task, name, mesh):
+    """(the compiled step, abstract state and teachers) of a task for a mesh; nothing is run."""
+    batch = host_batch(name)
+    optimizer = adamw(task, batch, clip_norm=1.0)
+    make = train_state.make_state_function(task, optimizer, ema=True)
+    state = place(jax.eval_shape(make, jax.random.key(0), batch), mesh)
+    frozen = place(task.abstract_frozen(batch), mesh)
+    rows = sharding.batch_sharding(mesh)
+    batch = {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=rows) for k, v in batch.items()}
+    run = Run(global_batch=ROWS, steps=10, ema_decay=0.9)
+    step = compile_step(task, optimizer, run, state, mesh, 1).lower(state, frozen, batch)
+    return step.compile(compiler_options=known_options()), state, frozen
