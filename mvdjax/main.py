@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f'mvdjax {args.command} does not take {" ".join(stray or rest)}{hint}')
     args.overrides = rest
     if not args.debug:
-        absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax's notes about its own files
+        absl_logging.set_verbosity(absl_logging.FATAL)  # Orbax's notes: what matters of them is raised, too
     try:
         try:
             code = importlib.import_module(COMMANDS[args.command][0]).run(args)

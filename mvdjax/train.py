@@ -205,7 +205,7 @@ def train(config: ml_collections.ConfigDict, workdir: str, profile: str = '') ->
                         del state  # the devices have no room for two
                         place = health.go_back(saved, feed, writer, steps)
                         state = start_state(config, run, task, optimizer, host, saved, mesh)
-                        step, bar.n, window, stop = place.step, place.step, monitor.window(), False
+                        step, bar.n, window = place.step, place.step, monitor.window()
                         monitor.start(step)
                         host = feed(window)
                         continue
@@ -275,7 +275,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='trace these steps: 20:5 is steps 20 to 24, see WORKDIR/profile',
     )
     parser.epilog = """example:
-  mvdjax train --config=configs/videomae/demo_nano.py --workdir=runs/videomae --config.run.seed=1"""
+  mvdjax train --config=configs/videomae/demo_nano.py --workdir=runs/videomae --config.run.seed=1
+
+exit codes: 0 finished, 75 stopped (SIGTERM) or lost, start the same command again, 130 stopped by Ctrl-C, 1 failed,
+2 wrong usage; see docs/checkpoints.md"""
 
 
 def run(args: argparse.Namespace) -> int:

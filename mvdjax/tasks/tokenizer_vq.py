@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mvdjax import keywords, losses
+from mvdjax import flops, flops_tokenizer, keywords, losses
 from mvdjax.data.schema import FileList
 from mvdjax.errors import UserError
 from mvdjax.evaluation.codebook import CodebookUse
@@ -115,6 +115,11 @@ class Task:
         found = self._perceptual()
         return {'perceptual': found.teacher().params('perceptual')} if found else {}
 
+    def abstract_frozen(self, batch: Batch) -> dict[str, Any]:
+        """The shapes of the perceptual encoder's parameters."""
+        found = self._perceptual()
+        return {'perceptual': found.teacher().shapes(_single_frames(batch))} if found else {}
+
     def _frames(self, video: jax.Array) -> jax.Array:
         """uint8 (b, t, h, w, c) -> normalised (b * t, h, w, c)."""
         images = model_input(video, self.backbone())
@@ -181,6 +186,18 @@ class Task:
         psnr = -10.0 * jnp.log10(jnp.maximum(error, 1e-10))
         return {'psnr': psnr, 'tokens': tokens.reshape(video.shape[0], -1)}
 
+    def flops(self, batch: Batch) -> dict[str, float]:
+        """{'encoder', 'decoder', 'spare', 'perceptual'}: model FLOPs of a training step."""
+        model, (images, _, height, width, _) = self.backbone(), _single_frames(batch)
+        parts = flops_tokenizer.trained_codebook(model, images, height, width)
+        if self.spare:  # forward, and the gradient of the codes
+            codes = images * height * width // model.patch[1] ** 2
+            parts['spare'] = 2 * flops.linear(codes, model.code_dim, model.vocabulary)
+        found = self._perceptual()
+        if found:  # the image, the reconstruction, and the gradient of its pixels
+            parts['perceptual'] = 3 * flops.teacher(found.teacher().vit(), _single_frames(batch))
+        return parts
+
     def evaluators(self) -> dict[str, CodebookUse]:
         """The quality of the reconstructions, and how much of the codebook the whole list uses."""
         return {'codebook': CodebookUse(self.backbone().vocabulary)}
@@ -188,6 +205,12 @@ class Task:
     def layer_index(self, path: str, depth: int) -> int | np.ndarray:
         """One layer: its rate is not decayed."""
         return depth + 1
+
+
+def _single_frames(batch: Batch) -> tuple[int, ...]:
+    """Shape of a batch's frames as clips of one frame: (b * t, 1, h, w, c)."""
+    b, t, *rest = batch['video'].shape
+    return (b * t, 1, *rest)
 
 
 def _apart(a: jax.Array, b: jax.Array) -> jax.Array:

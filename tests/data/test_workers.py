@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import re
+import signal
 import threading
 import types
 
@@ -119,11 +120,22 @@ def test_a_worker_that_does_not_die_of_a_file_blames_none_and_giving_up_names_wh
         watch = WorkerWatch(board, 1.0)
         assert not workers._blame(-9, samples, board, watch)
         names = workers._names(samples, board)
-        assert names == '9.mp4 (line 9)'
+        assert '9.mp4 (line 9)' in names
         assert re.search(r'exit code -9\), most likely for want of memory.*9\.mp4.*lower', workers._hopeless(-9, names))
         assert re.search(r'/dev/shm is full.*--shm-size', workers._hopeless(-7, names))
     finally:
         board.remove()
+
+
+def test_a_worker_that_is_killed_is_started_again_and_the_stream_goes_on():
+    data, files = echo(24, workers=1, threads=1, prefetch=1)
+    stream = train_batches(data, files, seed=0, global_batch=8, start_step=0, steps=6, bad=BadFiles(None))
+    found = [next(stream)]
+    for process in workers.worker_processes():
+        os.kill(process.pid, signal.SIGINT)  # a terminal's Ctrl-C reaches it too
+        os.kill(process.pid, signal.SIGKILL)
+    same([*found, *stream], run({}))
+    assert workers.worker_processes() == []
 
 
 def test_an_error_in_a_recipe_says_where_and_on_what():

@@ -10,6 +10,7 @@ has imported everything: the same program from its command line on, in two third
 """
 
 import argparse
+import ast
 import collections
 import contextlib
 import os
@@ -24,6 +25,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parent.parent)]
 
+import jax  # noqa: E402
 import multiprocess  # noqa: E402
 import small_runs  # noqa: E402
 from absl import logging as absl_logging  # noqa: E402
@@ -33,6 +35,14 @@ from mvdjax.metric_writer import read_metrics  # noqa: E402
 
 PATIENCE = 900.0  # seconds for anything that should happen soon
 GRACE = 30.0  # seconds that a launcher gives processes that have lost one of them: while they start they wait for it
+
+
+def value_of(text):
+    """'1' as a number, 'cpu' as it is."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
 
 
 class FinishedError(Exception):
@@ -54,6 +64,8 @@ class Forked:
                 os.dup2(handle, 1)
                 os.dup2(handle, 2)
                 os.environ.update(environment)
+                for name in [n for n in environment if n.startswith('JAX_')]:  # read when it was imported
+                    jax.config.update(name.lower(), value_of(environment[name]))
                 from mvdjax.main import main
 
                 code = main(arguments)
@@ -89,7 +101,7 @@ class Chaos:
         self.environment = {
             **multiprocess.environment(min(devices, 2)),
             'JAX_COMPILATION_CACHE_DIR': str(root / 'cache'),
-            'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+            'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.0',
             'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',
         }
         self.newest = 0  # the newest step that was ever seen

@@ -11,7 +11,7 @@ from golden_weights import known_options, quick_jit
 from mvdjax import losses, metrics, optimizers, sharding, train_state
 from mvdjax.errors import UserError
 from mvdjax.settings import Run
-from mvdjax.tasks import bevt, classify
+from mvdjax.tasks import bevt, classify, tokenizer_vq
 from mvdjax.train_step import make_train_step
 
 SWIN = {'width': 16, 'depths': (1, 1), 'heads': (2, 2), 'window': (2, 2, 2)}
@@ -86,9 +86,10 @@ def test_cross_entropy_of_tokens():
 
 def test_the_loss_is_the_mean_over_all_hidden_tokens_and_predict_over_each_sample():
     batch = both()
-    params = jax.jit(TASK.init)(jax.random.key(0), batch)
+    params = quick_jit(TASK.init)(jax.random.key(0), batch)
     frozen = TASK.frozen()
-    loss, values = quick_jit(lambda p, f, b: TASK.loss(p, f, b, {}, False))(params, frozen, batch)
+    run = quick_jit(lambda p, f, b: TASK.loss(p, f, b, {}, False))
+    loss, values = run(params, frozen, batch)
     means = metrics.means(jax.device_get(values))
     assert float(loss) == pytest.approx(means['loss_video'] + 0.5 * means['loss_image'], rel=1e-6)
     assert float(values['loss_video'][1]) == 2 * batch['video']['mask'].sum()  # a slot is two frames of tokens
@@ -97,14 +98,8 @@ def test_the_loss_is_the_mean_over_all_hidden_tokens_and_predict_over_each_sampl
     assert np.average(found['loss'], weights=counts) == pytest.approx(means['loss_image'], rel=1e-5)
     assert np.average(found['accuracy'], weights=counts) == pytest.approx(means['accuracy_image'], abs=1e-6)
     assert found['loss'].shape == (4,)
-
-
-def test_a_batch_without_hidden_tokens_has_no_loss():
-    batch = part(1, 2)
-    batch['mask'][:] = False
-    task = dataclasses.replace(TASK, weights={'image': 1.0})
-    params = jax.jit(task.init)(jax.random.key(0), batch)
-    loss, values = quick_jit(lambda p, f, b: task.loss(p, f, b, {}, False))(params, task.frozen(), batch)
+    hidden = {name: {**rows, 'mask': np.zeros_like(rows['mask'])} for name, rows in batch.items()}
+    loss, values = run(params, frozen, hidden)  # nothing to predict
     assert (float(loss), float(values['loss_image'][1])) == (0.0, 0.0)
 
 
@@ -119,7 +114,8 @@ def products(jaxpr):
         if eqn.primitive.name == 'conv_general_dilated':
             kernel = eqn.invars[1].aval.shape
             outputs = eqn.params['dimension_numbers'].rhs_spec[0]
-            total += 2 * math.prod(eqn.outvars[0].aval.shape) * math.prod(kernel) / kernel[outputs]
+            places = math.prod(eqn.outvars[0].aval.shape) / math.prod(eqn.params['lhs_dilation'])  # the rest are zeros
+            total += 2 * places * math.prod(kernel) / kernel[outputs]
         times = eqn.params['length'] if eqn.primitive.name == 'scan' else 1
         inner = [eqn.params[name] for name in ('jaxpr', 'call_jaxpr') if name in eqn.params]
         total += times * sum(products(getattr(j, 'jaxpr', j)) for j in inner)
@@ -145,6 +141,15 @@ def test_flops_count_every_product_of_a_step(tokenizer):
     found = task.flops(batch)
     assert set(found) == {'tokenizer', 'video_encoder', 'video_decoder', 'image_encoder', 'image_decoder'}
     assert sum(found.values()) == pytest.approx(traced(task, batch), rel=1e-9)
+
+
+@pytest.mark.parametrize('spare', [0.0, 0.3])
+def test_flops_of_a_codebook_count_every_product_of_a_step(spare):
+    image = {'width': 16, 'depth': 1, 'heads': 2, 'patch': (1, 8, 8), 'pos_embed': 'sincos2d'}
+    perceptual = {'model': image, 'checkpoint': 'random'} if spare else None
+    task = tokenizer_vq.Task({**VQ['model'], 'channels': (8, 12)}, spare=spare, perceptual=perceptual)
+    batch = {'video': part(2, 3)['video']}
+    assert sum(task.flops(batch).values()) == pytest.approx(traced(task, batch), rel=1e-9)
 
 
 def test_flops_of_a_classifier_on_a_swin_and_what_its_section_refuses():

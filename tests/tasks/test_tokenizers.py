@@ -42,6 +42,9 @@ def test_tokens_come_in_frame_row_and_column_order(section, side):
     turned = np.asarray(run(params, video[:, ::-1])).reshape(tokens.shape)
     np.testing.assert_array_equal(turned, tokens[:, ::-1])
     assert len(np.unique(tokens)) > 1
+    features = quick_jit(found.features)(params, video)
+    assert features.shape[0] == 2
+    np.testing.assert_allclose(quick_jit(found.features)(params, video[:, ::-1]), features, rtol=1e-3, atol=1e-5)
     single = np.asarray(run(params, video[:, 1:2])).reshape(2, *tokens.shape[2:])
     np.testing.assert_array_equal(single, tokens[:, 1])
 
