@@ -29,8 +29,10 @@ from mvdjax.errors import UserError
 from mvdjax.models.bevt import SwinClassifier
 from mvdjax.models.vit import Classifier
 from mvdjax.tasks.base import model_input
+from mvdjax.tasks.tokenizer import KINDS, make_tokenizer
 
 CLIPS = ('h264.mp4', 'vp9.webm')
+TOKENIZER_INPUT = (2, 64, 64)  # frames and pixels: tokenizers take any that divide, and this many at most is quick
 FILE = 'selfcheck.json'
 TOLERANCE = 1e-3  # of the largest value: far above float32 noise between machines, far below what changes a score
 
@@ -72,29 +74,22 @@ def _module(model: models.Model) -> tuple[Callable[..., Any], str]:
     return model.vit().apply, 'backbone/'
 
 
-def answers(checkpoint: str) -> dict[str, Any]:
-    """What this machine makes of the built-in clips with a checkpoint.
+def _tokenizer(meta: Mapping[str, Any]) -> tuple[Callable[..., Any], tuple[int, ...]]:
+    """What answers for a tokenizer, as a function of parameters and uint8 clips, and the shape of a clip."""
+    section = {'kind': meta['backbone']['kind'], 'checkpoint': '', 'model': meta['config']['task']['model']}
+    found = make_tokenizer(section)
 
-    Returns:
-      {clip: {'pixels': SHA-256 of the model input, 'features': mean of the last block's tokens, and for a classifier
-      'logits'}}.
+    def run(params: Any, video: jax.Array) -> dict[str, jax.Array]:
+        return {'features': found.features(params, video)}
 
-    Raises:
-      UserError: no checkpoint, or not of a ViT or Swin.
-    """
-    meta = checkpoints.read_meta(checkpoint)
-    leaves = checkpoints.StoredParams(checkpoint)
-    model = models.of_checkpoint(leaves.shapes, meta)
+    return run, (*TOKENIZER_INPUT, meta['input_shape'][-1])
+
+
+def _backbone(model: models.Model) -> tuple[Callable[..., Any], tuple[int, ...], str]:
+    """The same for a ViT or a Swin, and which part of the parameters it takes."""
     backbone = model.module()
     apply, prefix = _module(model)
-    device = jax.local_devices()[0]
-    # One after the other, the largest first, each copied before the next is read: a large model is not held twice.
-    needed = sorted((n for n in leaves if n.startswith(prefix)), key=lambda n: -math.prod(leaves.shapes[n]))
-    params = trees.unflatten(
-        {n.removeprefix(prefix): jax.block_until_ready(jax.device_put(leaves.pop(n), device)) for n in needed}
-    )
 
-    @jax.jit
     def run(params: Any, video: jax.Array) -> dict[str, jax.Array]:
         output, info = apply({'params': params}, model_input(video, backbone))
         if model.num_classes is not None:
@@ -102,10 +97,37 @@ def answers(checkpoint: str) -> dict[str, Any]:
         tokens = info['last_block'] if 'last_block' in info else info[f'stage{len(model.backbone["depths"])}']
         return {'features': jnp.mean(tokens.astype(jnp.float32), axis=tuple(range(1, tokens.ndim - 1)))}
 
+    return run, model.small_input(), prefix
+
+
+def answers(checkpoint: str) -> dict[str, Any]:
+    """What this machine makes of the built-in clips with a checkpoint.
+
+    Returns:
+      {clip: {'pixels': SHA-256 of the model input, 'features': mean of the last block's tokens (of a tokenizer, see
+      `tasks.tokenizer`), and for a classifier 'logits'}}.
+
+    Raises:
+      UserError: no checkpoint, or not of a ViT, Swin or tokenizer.
+    """
+    meta = checkpoints.read_meta(checkpoint)
+    leaves = checkpoints.StoredParams(checkpoint)
+    if meta['backbone'].get('kind') in KINDS:
+        run, shape, prefix = *_tokenizer(meta), ''
+    else:
+        run, shape, prefix = _backbone(models.of_checkpoint(leaves.shapes, meta))
+    device = jax.local_devices()[0]
+    # One after the other, the largest first, each copied before the next is read: a large model is not held twice.
+    needed = sorted((n for n in leaves if n.startswith(prefix)), key=lambda n: -math.prod(leaves.shapes[n]))
+    params = trees.unflatten(
+        {n.removeprefix(prefix): jax.block_until_ready(jax.device_put(leaves.pop(n), device)) for n in needed}
+    )
+
+    compiled = jax.jit(run)
     found = {}
     for name in CLIPS:
-        clip = read_clip(name, model.small_input())
-        values = {key: np.asarray(value)[0] for key, value in run(params, clip[None]).items()}
+        clip = read_clip(name, shape)
+        values = {key: np.asarray(value)[0] for key, value in compiled(params, clip[None]).items()}
         pixels = hashlib.sha256(clip.tobytes()).hexdigest()
         found[name] = {'pixels': pixels, **{key: [float(x) for x in value] for key, value in values.items()}}
     return found

@@ -89,7 +89,9 @@ def of_streams(parts):
 @pytest.mark.parametrize('file', FILES)
 def test_the_whole_step_fits_together_at_full_size(file, demo_data):
     section = configs.load(str(ROOT / file)).task
-    frozen = [f'teachers.{name}' for name in section.get('teachers', {})] + ['tokenizer'] * ('tokenizer' in section)
+    frozen = [f'teachers.{name}' for name in section.get('teachers', {})] + [
+        n for n in ('tokenizer', 'perceptual') if section.get(n)
+    ]
     config = configs.load(str(ROOT / file), [f'--config.task.{name}.checkpoint=random' for name in frozen])
     task = configs.make_task(config)
     run = configs.build(Run, configs.section(config, 'run'), 'run')

@@ -7,7 +7,7 @@
 Not a published recipe. Every row of the table uses it unchanged; an empty init.checkpoint trains from scratch.
 """
 
-from _demo import SIZE, SWIN
+from _demo import SIZE, swin
 from ml_collections import ConfigDict
 
 from mvdjax.debug_form import shorten
@@ -21,7 +21,7 @@ def get_config(arg: str = 'motion') -> ConfigDict:
     clip = {'size': SIZE, 'length': 8, 'stride': 2}
     c = ConfigDict()
     c.task_name = 'classify'
-    c.task = {'model': {'kind': 'swin', **SWIN}, 'num_classes': 8, 'label_smoothing': 0.1}
+    c.task = {'model': {'kind': 'swin', **swin('debug' in options)}, 'num_classes': 8, 'label_smoothing': 0.1}
     classes = f'quickstart/data/{labels}_classes.txt'
     c.data = {
         'files': f'quickstart/data/{labels}_train.txt',

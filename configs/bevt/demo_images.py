@@ -5,7 +5,7 @@
 Not a published recipe: a tiny model on tiny images, so that it trains in minutes on 2 CPU cores.
 """
 
-from _demo import SWIN, images, tokenizer
+from _demo import images, swin, tokenizer
 from ml_collections import ConfigDict
 
 from mvdjax.debug_form import is_debug, shorten
@@ -15,12 +15,12 @@ def get_config(arg: str = '') -> ConfigDict:
     debug = is_debug(arg)
     c = ConfigDict()
     c.task_name = 'bevt'
-    c.task = {'model': SWIN, 'tokenizer': tokenizer(debug), 'weights': {'image': 1.0}}
+    c.task = {'model': swin(debug), 'tokenizer': tokenizer(debug), 'weights': {'image': 1.0}}
     c.data = images()
     c.evals = {}
     c.optim = {'peak_rate': 2e-3, 'end_rate': 2e-5, 'warmup_epochs': 2.0, 'betas': (0.9, 0.98), 'clip_norm': 3.0}
     c.init = {}
-    c.run = {'global_batch': 64, 'epochs': 30.0, 'log_every': 100, 'stream': 'image'}
+    c.run = {'global_batch': 64, 'epochs': 20.0, 'log_every': 100, 'stream': 'image'}
     c.mesh = {}
     if debug:
         shorten(c)

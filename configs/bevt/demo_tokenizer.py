@@ -22,7 +22,7 @@ def get_config(arg: str = '') -> ConfigDict:
     c.evals = {}
     c.optim = {'peak_rate': 2e-3, 'end_rate': 2e-5, 'warmup_epochs': 1.0, 'betas': (0.9, 0.99), 'weight_decay': 1e-4}
     c.init = {}
-    c.run = {'global_batch': 32, 'epochs': 20.0, 'log_every': 100}
+    c.run = {'global_batch': 32, 'epochs': 10.0, 'log_every': 100}
     c.mesh = {}
     if is_debug(arg):
         shorten(c)

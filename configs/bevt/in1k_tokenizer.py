@@ -5,7 +5,7 @@
         --config.task.perceptual.checkpoint=runs/mae_in1k_vit_b
     mvdjax evaluate --config=configs/bevt/in1k_tokenizer.py --checkpoint=runs/tokenizer_in1k --set=val
 
-Then --config.task.tokenizer.kind=vq --config.task.tokenizer.checkpoint=runs/tokenizer_in1k in the recipes of BEVT. Not a
+Then give the recipes of BEVT --config.task.tokenizer with kind vq, this checkpoint and this model. Not a
 published recipe and not yet run at this size: network, rates and length are ours. PeCo's own has as many codes; its
 perceptual network is another self-supervised one. Images have 112 pixels, the size of BEVT's tokenizer view, so a code
 stands for 8 x 8 of them; they must divide into the patches of the perceptual encoder, which was trained at twice that.

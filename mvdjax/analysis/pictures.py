@@ -62,8 +62,27 @@ def draw_samples(title: str, subtitle: str, samples: MaskedSamples, found: Recon
     """
     frames = shown_frames(samples.video.shape[1], samples.patch[0])
     rows = make_rows(samples, found, frames)
-    is_clip = len(samples.video) == 1
-    slots = [frame // samples.patch[0] for frame in frames] if is_clip else list(range(len(samples.video)))
+    draw_rows(title, subtitle, rows, path, frames if len(samples.video) == 1 else (), samples.patch[0])
+
+
+def draw_rows(
+    title: str, subtitle: str, rows: Sequence[Row], path: str, frames: Sequence[int] = (), tubelet: int = 1
+) -> None:
+    """Writes the PNG of any rows with cells of one size.
+
+    Args:
+      title: its heading.
+      subtitle: the line below it.
+      rows: from top to bottom.
+      path: of the file.
+      frames: numbers of the frames of a clip in the columns; none where every column is another image.
+      tubelet: frames that stand closer together, as they are of one token.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    is_clip = bool(frames)
+    slots = [frame // tubelet for frame in frames] if is_clip else list(range(len(rows[0].cells)))
     layout = _arrange(rows, slots, is_clip)
     figure = Figure(figsize=(layout.width / DPI, layout.height / DPI), dpi=DPI)
     canvas = np.full((layout.height, layout.width, 3), 255, np.uint8)
@@ -79,7 +98,7 @@ def draw_samples(title: str, subtitle: str, samples: MaskedSamples, found: Recon
                 draw_text(figure, MARGIN + left + 18, top + 1, name, size=11, color=INK)
         top += CAPTION
         if is_clip and number == 0:
-            _head(figure, layout, top, frames, samples.patch[0])
+            _head(figure, layout, top, frames, tubelet)
             top += FRAMES
         for left, cell in zip(layout.lefts, row.cells, strict=True):
             canvas[top : top + layout.side[0], left : left + layout.side[1]] = draw_cell(cell, layout.side)

@@ -72,11 +72,14 @@ class Reconstruction:
     visible_statistics: np.ndarray | None
 
 
-def read_samples(run: TrainedRun) -> MaskedSamples:
-    """Samples of the run's training data, made by its own recipe.
+def read_batch(run: TrainedRun) -> tuple[dict[str, np.ndarray], Data]:
+    """Samples of the run's training data, made by its own recipe: one clip, or several images.
 
     Args:
-      run: a run of one of `MASKED_TASKS` with a checkpoint.
+      run: a run with a checkpoint.
+
+    Returns:
+      (batch by the names of `data.schema`, the data section).
 
     Raises:
       UserError: the data are not there, or cannot be read.
@@ -96,7 +99,14 @@ def read_samples(run: TrainedRun) -> MaskedSamples:
     drawn = [samples(0)]
     if drawn[0]['video'].shape[0] == 1:
         drawn += [samples(number) for number in range(1, IMAGES)]
-    batch = {name: np.stack([sample[name] for sample in drawn]) for name in drawn[0] if name != SUBSTITUTED}
+    return {name: np.stack([sample[name] for sample in drawn]) for name in drawn[0] if name != SUBSTITUTED}, data
+
+
+def read_samples(run: TrainedRun) -> MaskedSamples:
+    """What `read_batch` reads, of a run of one of `MASKED_TASKS` with a checkpoint. Raises as it does."""
+    assert run.meta is not None
+    config = ml_collections.ConfigDict(run.meta['config'])
+    batch, data = read_batch(run)
     section = MASKED_TASKS[run.task]
     stated = build_vit(configs.section(config, 'task')[section]).patch if section else tuple(data.options['patch'])
     patch: Grid = (stated[0], stated[1], stated[2])

@@ -7,6 +7,7 @@ import argparse
 import os
 from collections.abc import Sequence
 
+from mvdjax.analysis.codes import TOKENIZER, draw_codes
 from mvdjax.analysis.curves import draw_curves
 from mvdjax.analysis.page import make_page
 from mvdjax.analysis.pictures import draw_samples
@@ -27,7 +28,7 @@ def write_report(workdirs: Sequence[str], output: str) -> list[str]:
       output: folder to write to; files of an earlier report there are replaced.
 
     Returns:
-      The paths written: curves.png, <run>_clip.png of each masked-pretraining run, report.html.
+      The paths written: curves.png, <run>_clip.png of each masked-pretraining run and tokenizer, report.html.
 
     Raises:
       UserError: a folder that holds no run, or an output that cannot be written.
@@ -39,11 +40,11 @@ def write_report(workdirs: Sequence[str], output: str) -> list[str]:
     pictures: dict[str, str] = {}
     notes: dict[str, str] = {}
     for run in runs:
-        if run.task not in MASKED_TASKS:
+        if run.task not in (*MASKED_TASKS, TOKENIZER):
             continue
         path = os.path.join(output, f'{run.name}_clip.png')
         try:
-            _draw_clip(run, path)
+            (draw_codes if run.task == TOKENIZER else _draw_clip)(run, path)
         except UserError as error:
             notes[run.name] = str(error)
             say(f'{run.name}: no picture: {error}')

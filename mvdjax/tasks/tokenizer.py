@@ -41,6 +41,9 @@ class Tokenizer(Protocol):
     def tokens(self, params: Any, video: jax.Array) -> jax.Array:
         """uint8 (b, t, h, w, c) -> int32 (b, tokens), in frame, row, column order. Pure."""
 
+    def features(self, params: Any, video: jax.Array) -> jax.Array:
+        """uint8 (b, t, h, w, c) -> float32 (b, d): a mean of what decides on the tokens, for `mvdjax selfcheck`."""
+
     def flops(self, shape: tuple[int, ...]) -> float:
         """Model FLOPs of `tokens` on a (b, t, h, w, c) video."""
 
@@ -141,6 +144,14 @@ class Dalle:
 
         return by_frames(best, video, self.frames_at_once).reshape(video.shape[0], -1)
 
+    def features(self, params: Any, video: jax.Array) -> jax.Array:
+        """See `Tokenizer`: the mean of the logits."""
+
+        def logits(images: jax.Array) -> jax.Array:
+            return jnp.mean(self.encoder().apply({'params': params}, dvae.map_pixels(images))[0], axis=(1, 2))
+
+        return jnp.mean(by_frames(logits, video, self.frames_at_once), axis=1)
+
     def flops(self, shape: tuple[int, ...]) -> float:
         """See `Tokenizer`."""
         return shape[0] * shape[1] * flops_tokenizer.dalle(self.encoder(), shape[2], shape[3])
@@ -202,6 +213,16 @@ class Codebook:
             return model.apply({'params': params}, normalize(images, model.mean, model.std), method='tokens')
 
         return by_frames(nearest, video, self.frames_at_once).reshape(video.shape[0], -1)
+
+    def features(self, params: Any, video: jax.Array) -> jax.Array:
+        """See `Tokenizer`: the mean of the encoder's vectors."""
+        model = self.codebook()
+
+        def vectors(images: jax.Array) -> jax.Array:
+            found = model.apply({'params': params}, normalize(images, model.mean, model.std), method='encode')
+            return jnp.mean(found, axis=(1, 2))
+
+        return jnp.mean(by_frames(vectors, video, self.frames_at_once), axis=1)
 
     def flops(self, shape: tuple[int, ...]) -> float:
         """See `Tokenizer`."""

@@ -17,8 +17,8 @@ import pytest
 from mvdjax import config as configs
 from mvdjax import main
 from mvdjax.analysis.curves import smooth
-from mvdjax.analysis.pictures import make_rows, shown_frames
-from mvdjax.analysis.reconstruct import MaskedSamples, Reconstruction, fill_masked, read_samples
+from mvdjax.analysis.pictures import CAPTION, HEAD, MARGIN, SPACE, make_rows, shown_frames
+from mvdjax.analysis.reconstruct import MaskedSamples, Reconstruction, fill_masked, read_batch, read_samples
 from mvdjax.analysis.report import write_report
 from mvdjax.analysis.runs import read_runs
 from mvdjax.data.demo import DemoSpec, write_demo
@@ -250,3 +250,20 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     run = write_run(tmp_path / 'run', [train_record(1)])
     assert main.main(['report', str(run), f'--output={tmp_path}/report']) == 0
     assert capsys.readouterr().out.split() == [f'{tmp_path}/report/curves.png', f'{tmp_path}/report/report.html']
+
+
+def test_a_tokenizer_shows_its_codes_and_what_they_alone_give(data: Path, tmp_path: Path) -> None:
+    workdir = save_random(
+        tmp_path / 'codes', 'bevt/demo_tokenizer.py:debug', [f'--config.data.files={data}/images.txt']
+    )
+    written = write_report([str(workdir)], str(tmp_path / 'report'))
+    picture = cv2.imread(str(tmp_path / 'report' / 'codes_clip.png'))
+    assert [Path(path).name for path in written] == ['curves.png', 'codes_clip.png', 'report.html']
+    side = 128  # of a cell: 32 pixels, four times
+    tops = [HEAD + CAPTION + number * (CAPTION + side + SPACE) for number in range(3)]
+    shown, codes, output = (picture[top : top + side, MARGIN : MARGIN + side] for top in tops)
+    samples, _ = read_batch(read_runs([str(workdir)])[0])
+    np.testing.assert_array_equal(shown[::4, ::4, ::-1], samples['video'][0, 0])
+    grid = codes.reshape(4, 32, 4, 32, 3)
+    assert (grid == grid[:, :1, :, :1]).all()  # a code is one colour
+    assert output.std() > 0

@@ -129,6 +129,8 @@ def test_the_command_goes_both_ways(tmp_path, package, module, weights, capsys):
     np.testing.assert_array_equal(params['head']['bias'], weights['blocks.output.conv.b'])
     kernel = weights['blocks.group_2.block_1.id_path.w'].numpy()  # (out, in, 1, 1)
     np.testing.assert_array_equal(params['group2_block1']['shortcut']['kernel'], kernel.transpose(2, 3, 1, 0))
+    assert main.main(['selfcheck', str(workdir)]) == 0
+    assert 'features within' in capsys.readouterr().out
     assert main.main(['convert', str(workdir), str(back)]) == 0
     found = torch.load(back)['model']
     assert found.keys() == weights.keys()

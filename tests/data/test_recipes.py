@@ -51,6 +51,8 @@ EVERY = {
     'views': views.Recipe(**VIEWS),
     'bevt_clips': bevt_clips.Recipe(**BEVT, length=8, stride=3),
     'bevt_images': bevt_images.Recipe(**BEVT_IMAGE),
+    'bevt_clips_thrice': bevt_clips.Recipe(**BEVT, length=8, stride=3, views=3),
+    'images_without_a_mask': images.Recipe(32),
 }
 
 
@@ -180,6 +182,24 @@ def test_bevt_clips_shapes_and_masks(video):
         assert slots.max() <= 8
     published = bevt_clips.Recipe()
     assert published._grid() == (8, 14, 14)
+
+
+def test_bevt_clips_of_one_decode_are_clips_of_their_own(video):
+    sample = draw(bevt_clips.Recipe(**BEVT, length=8, stride=3, views=3), video)
+    assert shapes(sample)['video'] == ((3, 8, 32, 32, 3), 'uint8')
+    for view in range(3):
+        np.testing.assert_array_equal(sample['token_video'][view], ops.resize_lanczos(sample['video'][view], 16))
+    for a, b in ((0, 1), (0, 2), (1, 2)):
+        for name in ('video', 'mask'):
+            assert not np.array_equal(sample[name][a], sample[name][b])
+    with pytest.raises(UserError, match='views must be at least 1, not 0'):
+        bevt_clips.Recipe(views=0)
+
+
+def test_images_do_without_a_mask(image):
+    without, masked = (draw(recipe, image) for recipe in (images.Recipe(48), images.Recipe(**{**IMAGES, 'size': 48})))
+    assert shapes(without) == {'video': ((1, 48, 48, 3), 'uint8')}
+    np.testing.assert_array_equal(without['video'], masked['video'])  # the same draws
 
 
 def test_bevt_images_shapes_masks_and_jitter(image):

@@ -23,43 +23,46 @@ def params(images):
 
 
 @pytest.fixture(scope='module')
-def outputs(images, params):
-    return jax.device_get(quick_jit(MODEL.apply)({'params': params}, images))
-
-
-def test_every_place_gets_the_code_of_the_smallest_angle(outputs, params):
-    output, info = outputs
-    assert output.shape == (2, 8, 12, 3)
-    assert info['tokens'].shape == (2, 2, 3)  # a code for 4 x 4 pixels
-    assert info['tokens'].dtype == np.int32
-    np.testing.assert_allclose(np.linalg.norm(info['vectors'], axis=-1), 1, rtol=1e-5)
-    table = np.asarray(params['code_table'])
-    codes = table / np.linalg.norm(table, axis=1, keepdims=True)
-    np.testing.assert_allclose(info['codes'], codes, rtol=1e-4)
-    angles = np.arccos(np.clip(np.einsum('bhwd,kd->bhwk', info['vectors'], codes), -1, 1))
-    np.testing.assert_array_equal(info['tokens'], angles.argmin(-1))
-    np.testing.assert_allclose(info['chosen'], codes[info['tokens']], rtol=1e-4)
-
-
-def test_tokens_need_neither_the_length_of_a_code_nor_the_decoder(outputs, params, images):
+def computed(images, params):
+    """Everything in one compilation."""
     encoder = {name: value for name, value in params.items() if not name.startswith(('decoder', 'from_code'))}
     encoder['code_table'] = params['code_table'] * np.linspace(0.1, 9, 12)[:, None]
-    tokens = quick_jit(lambda p, x: MODEL.apply({'params': p}, x, method='tokens'))(encoder, images)
-    np.testing.assert_array_equal(tokens, outputs[1]['tokens'])
+
+    def everything(p, encoder, x):
+        output, info = MODEL.apply({'params': p}, x)
+        return {
+            'output': output,
+            **info,
+            'tokens_alone': MODEL.apply({'params': encoder}, x, method='tokens'),
+            'decoded': MODEL.apply({'params': p}, info['chosen'], method='decode'),
+            'grads': jax.grad(lambda q: jnp.sum(jnp.square(MODEL.apply({'params': q}, x)[0])))(p),
+        }
+
+    return jax.device_get(quick_jit(everything)(params, encoder, images))
 
 
-def test_the_output_depends_on_the_codes_alone_and_its_gradient_reaches_the_encoder(outputs, params, images):
-    output, info = outputs
-    again = MODEL.apply({'params': params}, info['chosen'], method='decode')
-    np.testing.assert_allclose(again, output, atol=1e-4)
+def test_every_place_gets_the_code_of_the_smallest_angle(computed, params):
+    assert computed['output'].shape == (2, 8, 12, 3)
+    assert computed['tokens'].shape == (2, 2, 3)  # a code for 4 x 4 pixels
+    assert computed['tokens'].dtype == np.int32
+    np.testing.assert_allclose(np.linalg.norm(computed['vectors'], axis=-1), 1, rtol=1e-5)
+    table = np.asarray(params['code_table'])
+    codes = table / np.linalg.norm(table, axis=1, keepdims=True)
+    np.testing.assert_allclose(computed['codes'], codes, rtol=1e-4)
+    angles = np.arccos(np.clip(np.einsum('bhwd,kd->bhwk', computed['vectors'], codes), -1, 1))
+    np.testing.assert_array_equal(computed['tokens'], angles.argmin(-1))
+    np.testing.assert_allclose(computed['chosen'], codes[computed['tokens']], rtol=1e-4)
 
-    def error(p, x):
-        return jnp.sum(jnp.square(MODEL.apply({'params': p}, x)[0]))
 
-    grads = quick_jit(jax.grad(error))(params, images)
-    assert np.abs(grads['encoder_down0']['kernel']).max() > 0
+def test_tokens_need_neither_the_length_of_a_code_nor_the_decoder(computed):
+    np.testing.assert_array_equal(computed['tokens_alone'], computed['tokens'])
+
+
+def test_the_output_depends_on_the_codes_alone_and_its_gradient_reaches_the_encoder(computed):
+    np.testing.assert_allclose(computed['decoded'], computed['output'], atol=1e-4)
+    assert np.abs(computed['grads']['encoder_down0']['kernel']).max() > 0
     # Straight through: the reconstruction itself moves no code.
-    np.testing.assert_allclose(grads['code_table'], 0, atol=1e-6)
+    np.testing.assert_allclose(computed['grads']['code_table'], 0, atol=1e-6)
 
 
 def test_unit_vectors_have_finite_gradients_at_zero():

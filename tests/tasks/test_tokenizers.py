@@ -42,6 +42,9 @@ def test_tokens_come_in_frame_row_and_column_order(section, side):
     turned = np.asarray(run(params, video[:, ::-1])).reshape(tokens.shape)
     np.testing.assert_array_equal(turned, tokens[:, ::-1])
     assert len(np.unique(tokens)) > 1
+    features = quick_jit(found.features)(params, video)
+    assert features.shape[0] == 2
+    np.testing.assert_allclose(quick_jit(found.features)(params, video[:, ::-1]), features, rtol=1e-3, atol=1e-5)
     single = np.asarray(run(params, video[:, 1:2])).reshape(2, *tokens.shape[2:])
     np.testing.assert_array_equal(single, tokens[:, 1])
 
@@ -84,47 +87,67 @@ def params(task):
     return quick_jit(task.init)(jax.random.key(0), {'video': clips()})
 
 
-def test_the_loss_is_the_sum_of_its_parts(task, params):
-    video = clips()
-    total, metrics = quick_jit(task.loss, static_argnums=4)(params, {}, {'video': video}, {}, True)
-    values = {name: float(s) / float(c) for name, (s, c) in metrics.items()}
-    images = normalize(video, (0.5,) * 3, (0.5,) * 3).reshape(-1, 16, 24, 3)
-    output, info = task.backbone().apply({'params': params}, images)
-    np.testing.assert_allclose(values['loss_pixels'], np.mean(np.square(output - images)), rtol=1e-4)
+@pytest.fixture(scope='module')
+def computed(task, params):
+    """Everything in one compilation."""
+
+    def everything(p, video):
+        images = normalize(video, (0.5,) * 3, (0.5,) * 3).reshape(-1, 16, 24, 3)
+        output, info = task.backbone().apply({'params': p}, images)
+        total, metrics = task.loss(p, {}, {'video': video}, {}, True)
+
+        def table_gradient(spare):
+            other = dataclasses.replace(task, spare=spare)
+            return jax.grad(lambda q: other.loss(q, {}, {'video': video}, {}, True)[0])(p)['code_table']
+
+        pixels, codes = task.reconstruct(p, video)
+        return {
+            'images': images,
+            'output': output,
+            'info': info,
+            'total': total,
+            'metrics': metrics,
+            'with_spare': table_gradient(0.3),
+            'without': table_gradient(0.0),
+            'pixels': pixels,
+            'codes': codes,
+            'predicted': task.predict(p, {}, {'video': video}),
+        }
+
+    return jax.device_get(quick_jit(everything)(params, clips()))
+
+
+def test_the_loss_is_the_sum_of_its_parts(computed):
+    values = {name: float(s) / float(c) for name, (s, c) in computed['metrics'].items()}
+    info = computed['info']
+    np.testing.assert_allclose(
+        values['loss_pixels'], np.mean(np.square(computed['output'] - computed['images'])), rtol=1e-4
+    )
     apart = np.mean(np.sum(np.square(info['vectors'] - info['chosen']), -1))
     np.testing.assert_allclose([values['loss_commitment'], values['loss_codebook']], apart, rtol=1e-4)
     used = np.unique(info['tokens'])
     assert len(used) < MODEL['vocabulary']  # the test would show little otherwise
-    flat = np.asarray(info['vectors']).reshape(-1, MODEL['code_dim'])
-    nearest = np.square(np.asarray(info['codes'])[:, None] - flat[None]).sum(-1).min(1)
+    flat = info['vectors'].reshape(-1, MODEL['code_dim'])
+    nearest = np.square(info['codes'][:, None] - flat[None]).sum(-1).min(1)
     nearest[used] = 0
     np.testing.assert_allclose(values['loss_spare'], nearest.mean(), rtol=1e-4)
     expected = values['loss_pixels'] + 1.25 * apart + 0.3 * nearest.mean()
-    np.testing.assert_allclose([total, values['loss']], expected, rtol=1e-4)
+    np.testing.assert_allclose([computed['total'], values['loss']], expected, rtol=1e-4)
     share = np.bincount(np.ravel(info['tokens']), minlength=16) / info['tokens'].size
     share = share[share > 0]
     np.testing.assert_allclose(values['perplexity'], np.exp(-np.sum(share * np.log(share))), rtol=1e-4)
 
 
-def test_unused_codes_are_drawn_to_their_nearest_vectors_and_used_ones_to_theirs(task, params):
-    batch = {'video': clips()}
-
-    def gradient(spare):
-        chosen = dataclasses.replace(task, spare=spare)
-        return quick_jit(jax.grad(lambda p: chosen.loss(p, {}, batch, {}, True)[0]))(params)['code_table']
-
-    with_spare, without = gradient(0.3), gradient(0.0)
-    _, info = task.backbone().apply(
-        {'params': params}, normalize(clips(), (0.5,) * 3, (0.5,) * 3).reshape(-1, 16, 24, 3)
-    )
+def test_unused_codes_are_drawn_to_their_nearest_vectors_and_used_ones_to_theirs(computed, params):
+    with_spare, without, info = computed['with_spare'], computed['without'], computed['info']
     used = np.isin(np.arange(16), np.unique(info['tokens']))
     np.testing.assert_allclose(without[~used], 0, atol=1e-7)  # without it they would stay where they are
     assert (np.abs(with_spare[~used]).max(1) > 0).all()
     np.testing.assert_allclose(with_spare[used], without[used], rtol=1e-4, atol=1e-7)
     # A small step against the gradient brings an unused code nearer to the vector that was nearest to it.
-    flat = np.asarray(info['vectors']).reshape(-1, 4)
+    flat = info['vectors'].reshape(-1, 4)
     codes = np.asarray(params['code_table'])
-    moved = codes - 1e-3 * np.asarray(with_spare)
+    moved = codes - 1e-3 * with_spare
 
     def cosine(table):
         return (table / np.linalg.norm(table, axis=1, keepdims=True)) @ flat.T
@@ -134,6 +157,16 @@ def test_unused_codes_are_drawn_to_their_nearest_vectors_and_used_ones_to_theirs
     assert (cosine(moved)[rows, nearest[rows]] > cosine(codes)[rows, nearest[rows]]).all()
 
 
+def test_predictions_say_how_good_the_reconstruction_is(computed):
+    pixels, found = computed['pixels'], computed['predicted']
+    assert pixels.shape == clips().shape
+    assert pixels.min() >= 0
+    assert pixels.max() <= 1
+    error = np.mean(np.square(pixels - clips() / 255.0), axis=(1, 2, 3, 4))
+    np.testing.assert_allclose(found['psnr'], -10 * np.log10(error), rtol=1e-4)
+    np.testing.assert_array_equal(found['tokens'], computed['codes'].reshape(2, -1))
+
+
 def test_a_perceptual_encoder_looks_at_the_features(params):
     vit = {'variant': 'debug', 'patch': (1, 8, 8), 'pos_embed': 'sincos2d', 'cls_token': True, 'qkv_bias': 'full'}
     task = tokenizer_vq.Task(MODEL, perceptual={'model': vit, 'checkpoint': 'random', 'weight': 0.5})
@@ -141,9 +174,10 @@ def test_a_perceptual_encoder_looks_at_the_features(params):
     task.check(batch)
     assert task.sources() == []
     frozen = task.frozen()
-    total, metrics = quick_jit(task.loss, static_argnums=4)(params, frozen, batch, {}, True)
     plain = dataclasses.replace(task, perceptual=None)
-    without, _ = quick_jit(plain.loss, static_argnums=4)(params, {}, batch, {}, True)
+    (total, metrics), (without, _) = quick_jit(
+        lambda p, frozen, batch: (task.loss(p, frozen, batch, {}, True), plain.loss(p, {}, batch, {}, True))
+    )(params, frozen, batch)
     features = float(metrics['loss_features'][0]) / float(metrics['loss_features'][1])
     assert 0 < features < 10
     np.testing.assert_allclose(total - without, 0.5 * features, rtol=1e-3)
@@ -160,18 +194,6 @@ def test_batches_and_options_that_do_not_fit_are_refused(task):
         task.check({'video': clips()[..., :1]})
     with pytest.raises(UserError, match='must not be negative'):
         tokenizer_vq.Task(MODEL, spare=-1.0)
-
-
-def test_predictions_say_how_good_the_reconstruction_is(task, params):
-    video = clips()
-    found = jax.device_get(quick_jit(task.predict)(params, {}, {'video': video}))
-    pixels, codes = jax.device_get(quick_jit(task.reconstruct)(params, video))
-    assert pixels.shape == video.shape
-    assert pixels.min() >= 0
-    assert pixels.max() <= 1
-    error = np.mean(np.square(pixels - video / 255.0), axis=(1, 2, 3, 4))
-    np.testing.assert_allclose(found['psnr'], -10 * np.log10(error), rtol=1e-4)
-    np.testing.assert_array_equal(found['tokens'], codes.reshape(2, -1))
 
 
 def test_the_use_of_a_codebook_counts_real_samples_only():
@@ -216,10 +238,9 @@ def test_a_trained_codebook_is_a_tokenizer(trained):
     params = found.params()
     assert not any(name.startswith(('decoder', 'from_code')) for name in trees.flatten(params))
     video = clips()
-    task = tokenizer_vq.Task(model)
-    whole = jax.device_get(quick_jit(task.init)(jax.random.key(0), {'video': video}))
-    _, codes = quick_jit(task.reconstruct)({**whole, **params}, video)
-    np.testing.assert_array_equal(quick_jit(found.tokens)(params, video), codes.reshape(2, -1))
+    tokens = np.asarray(quick_jit(found.tokens)(params, video))
+    assert tokens.shape == (2, 4 * 2 * 3)
+    assert tokens.max() < 32
     with pytest.raises(UserError, match='does not fit the tokenizer'):
         tokenizer.make_tokenizer({'kind': 'vq', 'checkpoint': workdir, 'model': {**model, 'vocabulary': 64}}).params()
     with pytest.raises(UserError, match='is a VQ tokenizer, the tokenizer here is a DALL-E encoder'):
