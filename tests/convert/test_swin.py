@@ -1,6 +1,7 @@
 """Swin checkpoints: `mvdjax convert` both ways, and what a later stage makes of them, against the published loaders."""
 
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -152,8 +153,11 @@ def test_there_and_back_is_exact(family, tmp_path, capsys):
     assert f'is of the family {family} ' in out
     assert 'Swin 16 wide, 2-2-2-2 deep' in out
     assert 'note: no answers' not in out
-    args = type('Args', (), {'checkpoint': str(tmp_path / 'ours'), 'store': False})()
-    assert selfcheck.run(args) == 0
+    stored = checkpoints.find_step_folder(str(tmp_path / 'ours')) / selfcheck.FILE
+    assert json.loads(stored.read_text())['clips'].keys() == set(selfcheck.CLIPS)
+    if family == 'video_swin':  # of the three, the one whose answers have logits
+        assert main(['selfcheck', str(tmp_path / 'ours')]) == 0
+        assert 'top class the same' in capsys.readouterr().out
     assert main(['convert', str(tmp_path / 'ours'), str(tmp_path / 'back.pth')]) == 0
     back = torch.load(tmp_path / 'back.pth')[container]
     index = {n: back.pop(n) for n in list(back) if n.endswith('relative_position_index')}
