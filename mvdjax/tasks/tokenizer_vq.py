@@ -7,6 +7,7 @@ is kept: accumulation, sharding and resuming are those of every other stage.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -194,8 +195,11 @@ class Task:
             codes = images * height * width // model.patch[1] ** 2
             parts['spare'] = 2 * flops.linear(codes, model.code_dim, model.vocabulary)
         found = self._perceptual()
-        if found:  # the image, the reconstruction, and the gradient of its pixels
-            parts['perceptual'] = 3 * flops.teacher(found.teacher().vit(), _single_frames(batch))
+        if found:  # the image, the reconstruction, and the gradient of its pixels: of attention's products, both sides
+            vit, shape = found.teacher().vit(), _single_frames(batch)
+            tokens = math.prod(token_grid(shape, vit.patch)) + int(vit.cls_token)
+            attention = images * vit.depth * 2 * flops.linear(tokens, vit.width, tokens)
+            parts['perceptual'] = 3 * flops.teacher(vit, shape) + attention
         return parts
 
     def evaluators(self) -> dict[str, CodebookUse]:

@@ -147,7 +147,7 @@ def test_flops_count_every_product_of_a_step(tokenizer):
 def test_flops_of_a_codebook_count_every_product_of_a_step(spare):
     image = {'width': 16, 'depth': 1, 'heads': 2, 'patch': (1, 8, 8), 'pos_embed': 'sincos2d'}
     perceptual = {'model': image, 'checkpoint': 'random'} if spare else None
-    task = tokenizer_vq.Task({**VQ['model'], 'channels': (8, 12)}, spare=spare, perceptual=perceptual)
+    task = tokenizer_vq.Task({**VQ['model'], 'channels': (8, 16)}, spare=spare, perceptual=perceptual)
     batch = {'video': part(2, 3)['video']}
     assert sum(task.flops(batch).values()) == pytest.approx(traced(task, batch), rel=1e-9)
 
