@@ -361,16 +361,10 @@ def replay(steps: Sequence[Step], frames: np.ndarray) -> np.ndarray:
 def replay_fast(steps: Sequence[Step], frames: np.ndarray, box: Box | None = None) -> np.ndarray:
     """`replay` by `clip_ops`, of which only the pixels inside `box` are made as far as later ops need no others.
 
-    Args:
-      steps: see `replay`.
-      frames: see `replay`.
-      box: (top, left, height, width) inside the frame; None is the whole frame.
+    Args and errors as `replay`; `box` is (top, left, height, width) inside the frame, None the whole frame.
 
     Returns:
       A new array (t, height, width, 3), the box of what the whole result would be.
-
-    Raises:
-      ValueError: if `frames` has another dtype or shape.
     """
     _check_frames(frames)
     clip = Mapped(np.ascontiguousarray(frames))
