@@ -57,7 +57,9 @@ the same for any machine. GiB are of the whole step per device. Hours are of the
 / memory bandwidth, one after the other, loops as often as they run; then what collectives send (ring algorithm) /
 link bandwidth. Nothing overlaps, and every rate is that of the data sheet (`mvdjax/hardware.py`). By formula: the
 same over the matrix products of the traced step, which leaves out norms, softmax and other memory-bound work, so
-these rows are optimistic. Real matrix units reach 60 to 90 % of their peak.
+these rows are bounds
+("> " and "< "), not forecasts; below is how far off they were where a row was compiled. Real matrix units reach 60 to
+90 % of their peak.
 
 **MFU** is model FLOPs (by formula, `mvdjax/flops.py`; what remat computes again is not counted) / (peak x step time).
 

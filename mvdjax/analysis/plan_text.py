@@ -101,12 +101,13 @@ def _time(plan: dict[str, Any]) -> Iterator[str]:
         yield 'no step time: the peak rates of this device are not known'
         return
     memory = time['seconds_memory']
-    by = ' by formula' if time['from'] == 'formula' else ''
+    # By formula there is nothing but matrix products at full rate: a bound, not a forecast.
+    by, most = (' by formula at least', 'at most ') if time['from'] == 'formula' else ('', '')
     parts = f'{time["seconds_compute"] * 1e3:.4g} arithmetic alone, '
     parts += '' if memory is None else f'{memory * 1e3:.4g} memory alone, '
     parts += f'{time["seconds_work"] * 1e3:.4g} the slower of the two, {time["seconds_links"] * 1e3:.3g} links'
     yield f'step{by} {time["seconds_step"] * 1e3:.4g} ms ({parts}), {time["clips_per_second"]:.0f} clips/s, ' + (
-        f'MFU {100 * time["mfu"]:.0f} %'
+        f'MFU {most}{100 * time["mfu"]:.0f} %'
     )
     if time['hours'] is not None:
         yield f'{time["steps"]} steps: {time["hours"]:.1f} hours, {time["device_hours"]:.0f} device-hours'
@@ -133,12 +134,13 @@ def _row(row: dict[str, Any]) -> str:
     changes = [o.removeprefix('--config.') for o in row['overrides']]
     remat = sorted({c.rpartition('remat=')[2] for c in changes if 'remat=' in c})
     short = [c for c in changes if 'remat=' not in c] + [f'remat={policy}' for policy in remat]
+    least, most = ('> ', '< ') if time and time['from'] == 'formula' else ('', '')
     size = f'{memory["needed"] / GIB:.1f} of {memory["limit"] / GIB:.1f}' + ('' if memory['fits'] else ': too much')
     return (
         f'| `{name}` | {batch["clips_per_device"]:g} x {batch["accumulate"]} | {", ".join(short) or "none"} | {size} | '
         f'{sum(row["flops"]["model_per_clip"].values()) / 1e9:.0f} | '
         + (
-            f'{time["seconds_step"] * 1e3:.0f} | {100 * time["mfu"]:.0f} % | {time["hours"]:.1f} | '
+            f'{least}{time["seconds_step"] * 1e3:.0f} | {most}{100 * time["mfu"]:.0f} % | {least}{time["hours"]:.1f} | '
             if time and memory['fits']
             else '| | | '
         )
