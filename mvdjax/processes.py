@@ -21,7 +21,8 @@ from typing import Any
 from mvdjax import clusters, startup_checks
 from mvdjax.clusters import Place
 from mvdjax.errors import TRY_AGAIN, UserError
-from mvdjax.wire import Hub, Spoke
+from mvdjax.hub import Hub
+from mvdjax.wire import Spoke
 
 PATIENCE = 1800.0  # seconds that one process may be late at a barrier
 VISIBLE = 30.0  # seconds that a file may take to show on another host

@@ -22,7 +22,7 @@ def on_two(data: Path, workdir: Path) -> None:
     spec, overrides = small_runs.arguments('finetune', data, *OVERRIDES)
     command = ['train', f'--config={spec}', f'--workdir={workdir}', *overrides]
     with Group(workdir.with_suffix('.logs'), together(2, command), devices=4) as group:
-        assert group.wait(300) == [0, 0], group.text()
+        assert group.wait(600) == [0, 0], group.text()
         assert 'step 8/8' in group.output(0)
         assert 'step 8' not in group.output(1)  # process 0 speaks for all
 

@@ -7,7 +7,8 @@ import pytest
 from multiprocess import free_port
 
 from mvdjax.errors import UserError
-from mvdjax.wire import Hub, Spoke, next_mention
+from mvdjax.hub import Hub
+from mvdjax.wire import Spoke, next_mention
 
 LOST = 75
 
