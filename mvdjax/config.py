@@ -120,7 +120,9 @@ def load(spec: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
             raise UserError(
                 f'{path} has no section {name!r}; a config has {", ".join(SECTIONS)} (it may be empty: {{}})'
             )
-    for node in (config.evals, config.streams):
+    for node in (config.evals, config.streams, config.task):
+        _unshare(node)
+    for node in _nodes(config.task).values():  # the models of teachers, their decoders
         _unshare(node)
     for node in (config.data, *(node.get('data') for node in _nodes(config.streams).values())):
         if isinstance(node, ml_collections.ConfigDict):

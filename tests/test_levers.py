@@ -90,17 +90,17 @@ def operations(jaxpr):
 
 
 def traced(name, precision=None, **options):
-    """The operations of a task's loss and gradient."""
+    """The operations of a task's loss, and the shapes of its value and gradient."""
     task, batch = small_steps.TASKS[name][0](**options), small_steps.host_batch(name)
     params, frozen = jax.eval_shape(task.init, jax.random.key(0), batch), task.abstract_frozen(batch)
     keys = {n: jax.random.key(0) for n in task.rng_names}
 
-    def step(params, frozen, batch):
-        return jax.value_and_grad(lambda p: task.loss(p, frozen, batch, keys, train=True)[0])(params)
+    def loss(params, frozen, batch):
+        return task.loss(params, frozen, batch, keys, train=True)[0]
 
-    on_one = sharding.traced_on(sharding.make_mesh(devices=1), step, precision)
-    jaxpr, shapes = jax.make_jaxpr(on_one, return_shape=True)(params, frozen, batch)
-    return list(operations(jaxpr.jaxpr)), shapes
+    on_one = sharding.traced_on(sharding.make_mesh(devices=1), loss, precision)
+    jaxpr = jax.make_jaxpr(on_one)(params, frozen, batch)
+    return list(operations(jaxpr.jaxpr)), jax.eval_shape(jax.value_and_grad(loss), params, frozen, batch)
 
 
 @pytest.mark.parametrize('name', small_steps.TASKS)

@@ -9,6 +9,7 @@ import numpy as np
 
 from mvdjax.errors import UserError
 from mvdjax.models.layers import linear_init, token_init
+from mvdjax.models.placement import gathering
 
 Grid = tuple[int, int, int]  # tokens along time, height, width
 
@@ -124,4 +125,5 @@ def positions(module: nn.Module, kind: str, grid: Grid, width: int) -> jax.Array
 
 def patch_embedding(width: int, dtype: Any) -> nn.Dense:
     """The patch embedding: a linear layer on `patchify` values (equal to the originals' strided convolution)."""
-    return nn.Dense(width, kernel_init=linear_init, dtype=dtype, name='patch_embed')
+    dense = gathering(nn.Dense, 'patch_embed', None, dtype)
+    return dense(width, kernel_init=linear_init, dtype=dtype, name='patch_embed')

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from mvdjax.models.embed import Grid, positions, token_grid
 from mvdjax.models.layers import NORM_EPSILON, Transformer, layer_norm, linear_init, token_init
-from mvdjax.models.placement import keep_rows
+from mvdjax.models.placement import gathering, keep_rows
 from mvdjax.models.vit import ViT
 
 
@@ -70,7 +70,8 @@ class Decoder(nn.Module):
           (b, masked, out_dim) float32 predictions in the order of `masked`.
         """
         table = positions(self, self.pos_embed, grid, self.width).astype(self.dtype)
-        x = nn.Dense(self.width, use_bias=self.embed_bias, kernel_init=linear_init, dtype=self.dtype, name='embed')(
+        embed = gathering(nn.Dense, 'embed', None, self.dtype)
+        x = embed(self.width, use_bias=self.embed_bias, kernel_init=linear_init, dtype=self.dtype, name='embed')(
             encoded
         )
         x = keep_rows(x)
@@ -92,7 +93,8 @@ class Decoder(nn.Module):
         )(x, train)
         # Normed and projected after the cut: the visible part of the output is of no use to any loss.
         x = layer_norm('norm', self.dtype, self.norm_epsilon)(x[:, -masked.shape[1] :])
-        x = nn.Dense(self.out_dim, kernel_init=linear_init, dtype=self.dtype, name='head')(x)
+        head = gathering(nn.Dense, 'head', None, self.dtype)
+        x = head(self.out_dim, kernel_init=linear_init, dtype=self.dtype, name='head')(x)
         return keep_rows(x.astype(jnp.float32))
 
 

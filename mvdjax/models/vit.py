@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from mvdjax.errors import UserError
 from mvdjax.models.embed import Grid, patch_embedding, patchify, positions, token_grid
 from mvdjax.models.layers import NORM_EPSILON, Transformer, layer_norm, token_init
-from mvdjax.models.placement import keep_rows
+from mvdjax.models.placement import gathering, keep_rows
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # RGB in [0, 1]
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -153,4 +153,5 @@ class Classifier(nn.Module):
         )
         x = nn.Dropout(self.dropout, deterministic=not train)(pooled)
         head_init = nn.initializers.truncated_normal(0.02 * self.head_scale)
-        return nn.Dense(self.num_classes, kernel_init=head_init, name='head')(x), {'pooled': pooled}
+        head = gathering(nn.Dense, 'head', None, jnp.float32)(self.num_classes, kernel_init=head_init, name='head')
+        return head(x), {'pooled': pooled}
