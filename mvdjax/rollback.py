@@ -99,8 +99,8 @@ class Health:
         if processes.is_main():
             self._write(number, target)
         bad = [taken for taken in self._taken if first <= taken.step <= last_bad]
-        names = ' and '.join(c for c in CAUSES if any(c in taken.causes for taken in bad))
-        what = f'{last_bad - first + 1} steps in a row, {first} to {last_bad}, had a {names} that was not finite'
+        names = ', '.join(c for c in CAUSES if any(c in taken.causes for taken in bad))
+        what = f'{last_bad - first + 1} steps in a row, {first} to {last_bad}, were not finite ({names})'
         if number > self._run.max_rollbacks:
             before = [f'{t.grad_norm:.3g}' for t in self._taken if t.step < first and not t.causes][-5:]
             raise UserError(

@@ -172,7 +172,7 @@ def test_a_second_time_the_run_goes_further_back_and_at_last_it_stops(tmp_path):
     assert health.diverged(4, [GOOD, *bad_steps(3, causes=5)])
     with pytest.raises(
         UserError,
-        match=r'3 steps in a row, 2 to 4, had a loss and update that was not finite, after 3 rollbacks .*before: 3; ',
+        match=r'3 steps in a row, 2 to 4, were not finite \(loss, update\), after 3 rollbacks .*before: 3; ',
     ):
         health.go_back(run, run, run, 100)
     lines = [json.loads(line) for line in (tmp_path / FILE).read_text().splitlines()]
