@@ -127,7 +127,8 @@ class Run:
             raise UserError(f'config.run.seed must lie in [0, 2**32), not {self.seed}')
         if self.matmul_precision not in (None, 'default', 'high', 'highest'):
             raise UserError(
-                f"config.run.matmul_precision must be 'default', 'high', 'highest' or None, not {self.matmul_precision!r}"
+                "config.run.matmul_precision must be 'default', 'high', 'highest' or None, not "
+                f'{self.matmul_precision!r}'
             )
         if not 0 <= self.ema_decay < 1:
             raise UserError(f'config.run.ema_decay must lie in [0, 1), not {self.ema_decay}')
