@@ -80,7 +80,7 @@ def test_help_of_every_command_has_an_example_that_names_files_that_exist(capsys
         cli.main([*command, '--help'])
     assert exit_.value.code == 0
     text = capsys.readouterr().out
-    assert re.search(rf'example:\n +mvdjax {" ".join(command)}', text)
+    assert re.search(rf'examples?:\n +mvdjax {" ".join(command)}', text)
     assert '--debug' in text
     for file in re.findall(r'configs/[\w/]+\.py', text):
         assert (ROOT / file).is_file()

@@ -51,6 +51,9 @@ class Task:
     def frozen(self):
         return {}
 
+    def flops(self, batch):
+        return {'fit': 2.0 * sum(part['video'].size for part in batch.values())}
+
     def loss(self, params, frozen, batch, rngs, train):
         del frozen, rngs, train
         values = {

@@ -12,6 +12,7 @@ from mvdjax import checkpoints, handover, trees
 from mvdjax.errors import UserError
 from mvdjax.models.bevt import MaskedSwin, SwinClassifier
 from mvdjax.models.resize import resize_biases
+from mvdjax.saving import Checkpoints
 from mvdjax.tasks.base import build_swin, check_backbone, describe
 from mvdjax.train_state import TrainState
 
@@ -46,7 +47,7 @@ def saved(abstract, path):
     rng = np.random.RandomState(0)
     params = jax.tree.map(lambda x: rng.standard_normal(x.shape).astype(np.float32), abstract)
     meta = {'schema_version': checkpoints.SCHEMA_VERSION, 'backbone': describe(build_swin(SIZE))}
-    with checkpoints.Checkpoints(str(path), 1) as writer:
+    with Checkpoints(str(path), 1) as writer:
         writer.save(TrainState(np.int32(1), np.int32(0), params, {}, None), json.loads(json.dumps(meta)))
     return str(path), trees.flatten(params)
 

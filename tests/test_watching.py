@@ -21,7 +21,8 @@ from mvdjax.window import Window
 
 
 def step_values(loss=1.0, skipped=0.0):
-    return {'loss': metrics.scalar(jnp.float32(loss)), 'skipped': metrics.scalar(jnp.float32(skipped))}
+    values = {'loss': loss, 'skipped': skipped, 'not_finite': 0.0}
+    return {name: metrics.scalar(jnp.float32(value)) for name, value in values.items()}
 
 
 class FakeClock:

@@ -264,7 +264,7 @@ class Suicide:
 
 def test_a_killed_worker_is_a_sentence_and_no_hang():
     data, files = echo(8, workers=1)
-    with pytest.raises(UserError, match=r'worker died \(exit code -9\).*data\.workers'):
+    with pytest.raises(UserError, match=r'workers die again and again \(exit code -9\).*data\.workers'):
         batches(dataclasses.replace(data, probe=Suicide()), files, steps=1)
 
 
