@@ -1,5 +1,6 @@
 """Goodput: which part of the time since a run was first started went into steps that its result is made of."""
 
+import contextlib
 import json
 import os
 import time
@@ -28,9 +29,9 @@ class Goodput:
         self._now = now
         path = os.path.join(workdir, FILE)
         with open(path, 'a', encoding='utf-8') as file:
-            file.write(json.dumps({'time': now(), 'step': start_step}) + '\n')
-        with open(path, encoding='utf-8') as file:
-            starts = [json.loads(line) for line in file if line.endswith('\n')]
+            # The first of the two ends a line that a crash has cut short.
+            file.write('\n' + json.dumps({'time': now(), 'step': start_step}) + '\n')
+        starts = _read(path)
         self._first = min(start['time'] for start in starts)
         self.starts = len(starts)
         self.back_to(workdir, start_step)
@@ -50,3 +51,13 @@ class Goodput:
         self._useful += useful
         passed = max(self._now() - self._first, self._useful, 1e-9)  # a clock that was set back gives no share above 1
         return {'useful_seconds': useful, 'goodput': self._useful / passed, 'starts': float(self.starts)}
+
+
+def _read(path: str) -> list[dict[str, float]]:
+    """The lines that are whole."""
+    found = []
+    with open(path, encoding='utf-8', errors='replace') as file:
+        for line in file:
+            with contextlib.suppress(ValueError):
+                found.append(json.loads(line))
+    return [start for start in found if isinstance(start, dict) and 'time' in start]

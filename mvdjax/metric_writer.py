@@ -41,7 +41,7 @@ class MetricWriter:
         self._workdir = workdir
         if self._active:
             self._open(start_step)
-            self._wandb = wandb_run.start(workdir, project, config or {}) if project else None
+            self._wandb = wandb_run.start(workdir, project, config or {}, resumed=start_step > 0) if project else None
 
     def _open(self, start_step: int) -> None:
         path = os.path.join(self._workdir, FILE)

@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import os
-import time
 from collections.abc import Mapping
 from contextlib import closing
 from typing import Any
@@ -187,7 +186,7 @@ def train(config: ml_collections.ConfigDict, workdir: str, profile: str = '') ->
             while step < steps and not stop:
                 step += 1
                 last = step == steps
-                jax.block_until_ready(window.values[-1:])  # one step ahead, no more: what is waited for below is data
+                jax.block_until_ready(window.values[-2:-1])  # two steps are on their way, no more
                 with monitor.step(step, window):
                     state, values = step_function(state, frozen, sender.take(host))
                 monitor.started(values, setup.rows, window)
@@ -214,8 +213,8 @@ def train(config: ml_collections.ConfigDict, workdir: str, profile: str = '') ->
                     _show(bar, step, steps, numbers)
                 evaluate = bool(setup.evaluators) and (last or step % run.eval_every == 0)
                 if evaluate and not stop:  # who is told to stop has no time for it; the resumed run makes up for it
-                    _evaluate(setup, step, state, frozen, writer, watch)
-                    window.start = time.perf_counter()
+                    with window.losing('evaluate'):
+                        _evaluate(setup, step, state, frozen, writer, watch)
                 if save:
                     here = health.here(step, feed.totals(ahead=not last), owes_evaluation=evaluate and stop)
                     with window.losing('save'):

@@ -5,12 +5,40 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
+from mvdjax.console import say
 from mvdjax.errors import UserError
 
 ID_FILE = 'wandb_id'
 
 
-def start(workdir: str, project: str, config: Mapping[str, Any]) -> Any:
+class Page:
+    """The page of a run; what goes wrong with it is told once, and costs no more than the page."""
+
+    def __init__(self, run: Any) -> None:
+        """`run` is W&B's."""
+        self._run = run
+        run.define_metric('step')
+        run.define_metric('*', step_metric='step')
+
+    def log(self, values: Mapping[str, float]) -> None:
+        """Sends values; 'step' is one of them."""
+        self._try('log', dict(values))
+
+    def finish(self) -> None:
+        """Ends the connection."""
+        self._try('finish')
+
+    def _try(self, method: str, *args: Any) -> None:
+        if self._run is None:
+            return
+        try:
+            getattr(self._run, method)(*args)
+        except Exception as error:  # its own exceptions and those of its network stack  # noqa: BLE001
+            self._run = None
+            say(f'warning: Weights & Biases failed ({_first_line(error)}): the run goes on without it')
+
+
+def start(workdir: str, project: str, config: Mapping[str, Any], resumed: bool) -> Page | None:
     """Starts reporting; the run's name is its folder's, its id is kept in the folder.
 
     W&B takes no step twice, and a resumed run repeats some: the step is therefore a value of its own that all curves
@@ -20,12 +48,10 @@ def start(workdir: str, project: str, config: Mapping[str, Any]) -> Any:
       workdir: the run's.
       project: to report to.
       config: shown as the run's configuration.
-
-    Returns:
-      W&B's run, with `log` and `finish`.
+      resumed: the run goes on: it does so without W&B rather than not at all.
 
     Raises:
-      UserError: the package is missing, or cannot start (no login, no network).
+      UserError: the package is missing, or a new run's page cannot be had (no login, no network).
     """
     try:
         import wandb
@@ -40,23 +66,18 @@ def start(workdir: str, project: str, config: Mapping[str, Any]) -> Any:
             file.write(uuid.uuid4().hex)
     with open(path, encoding='utf-8') as file:
         identity = file.read().strip()
-    name = os.path.basename(os.path.abspath(workdir))
+    options = {'project': project, 'name': os.path.basename(os.path.abspath(workdir)), 'id': identity, 'dir': workdir}
     try:
-        run = wandb.init(
-            project=project,
-            name=name,
-            id=identity,
-            resume='allow',
-            dir=workdir,
-            config=dict(config),
-            reinit='return_previous',
-        )
-    except Exception as error:  # its own exceptions and those of its network stack
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return Page(wandb.init(**options, resume='allow', config=dict(config), reinit='return_previous'))
+    except Exception as error:  # as above
+        if resumed:
+            say(f'warning: Weights & Biases did not start ({_first_line(error)}): the run goes on without it')
+            return None
         raise UserError(
-            f'Weights & Biases did not start ({reason}): run `wandb login`, '
+            f'Weights & Biases did not start ({_first_line(error)}): run `wandb login`, '
             "set WANDB_MODE=offline, or leave run.wandb ''"
         ) from error
-    run.define_metric('step')
-    run.define_metric('*', step_metric='step')
-    return run
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

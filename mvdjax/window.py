@@ -22,8 +22,8 @@ class Window:
       values: the metrics of each step, on the devices.
       records: rows trained on, over all processes.
       substituted: files that this process could not read, and replaced by others.
-      lost: seconds in which the devices did not train, by the reason: 'data' (they waited for it), 'compile', 'save'.
-        Evaluations lie outside a window.
+      lost: seconds in which the devices did not train, by the reason: 'data' (they waited for it), 'compile', 'save',
+        'evaluate'.
       clock: knows when the devices are idle; None: they are whenever this process waits.
       fetched: the metrics of each step, on the host once the window is closed.
       start: when the window began.
@@ -57,8 +57,8 @@ class Window:
 
         Returns:
           Among others 'clips_per_second', 'mfu' (share of the peak in [0, 1], where it is known), 'data_wait' (share of
-          the window's time), 'useful_seconds', and memory in MiB. The time of a first step's compilation is in
-          no rate.
+          the window's time), 'useful_seconds', and memory in MiB. The time of a first step's compilation and that of
+          evaluations are in no rate.
         """
         self.fetched = host = jax.device_get(self.values)
         total = {n: (sum(float(v[n][0]) for v in host), sum(float(v[n][1]) for v in host)) for n in host[0]}
@@ -66,7 +66,7 @@ class Window:
         numbers['skipped'] = total['skipped'][0]
         del numbers['not_finite']  # see mvdjax/rollback.py
         elapsed = time.perf_counter() - self.start
-        seconds = max(elapsed - self.lost.get('compile', 0.0), 1e-9)
+        seconds = max(elapsed - self.lost.get('compile', 0.0) - self.lost.get('evaluate', 0.0), 1e-9)
         numbers |= {
             'substituted': float(self.substituted),
             'clips_per_second': self.records / seconds,

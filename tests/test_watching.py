@@ -60,6 +60,17 @@ def test_a_window_counts_rates_and_losses(frozen_time):
     assert 'mfu' not in counted.close(flops=5.0, peak=None)
 
 
+def test_an_evaluation_amid_a_window_is_in_no_rate(frozen_time):
+    counted = Window(start=100.0)
+    counted.values += [step_values()] * 4
+    counted.records = 32
+    frozen_time[0] = 104.0
+    with counted.losing('evaluate'):
+        frozen_time[0] = 204.0
+    numbers = counted.close(flops=5.0, peak=10.0)
+    assert (numbers['clips_per_second'], numbers['mfu'], numbers['useful_seconds']) == (8.0, 0.5, 4.0)
+
+
 @pytest.mark.parametrize(('idle', 'lost'), [(None, 0.0), (90.0, 5.0), (103.0, 2.0)])
 def test_only_idle_devices_lose_time(frozen_time, idle, lost):
     """Data that arrives while the devices are busy costs nothing; devices idle before the wait lose all of it."""
@@ -128,8 +139,10 @@ def test_goodput_counts_lost_steps_and_pauses(tmp_path):
 
 
 def test_goodput_survives_a_cut_line_and_a_clock_set_back(tmp_path):
-    (tmp_path / 'starts.jsonl').write_text(json.dumps({'time': 50.0, 'step': 0}) + '\n')
-    assert Goodput(str(tmp_path), 0, lambda: 10.0).add(5.0)['goodput'] == 1.0
+    (tmp_path / 'starts.jsonl').write_text(json.dumps({'time': 50.0, 'step': 0}) + '\n{"time": 5')
+    for start in (2.0, 3.0):
+        numbers = Goodput(str(tmp_path), 0, lambda: 10.0).add(5.0)
+        assert (numbers['goodput'], numbers['starts']) == (1.0, start)
 
 
 @pytest.mark.parametrize('steps', ['20', 'a:b', '0:3', '3:0', '2:3:4'])
@@ -198,7 +211,26 @@ def test_wandb_gets_the_metrics_and_one_page_per_workdir(tmp_path, monkeypatch):
 def test_wandb_is_missing_or_does_not_start(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'wandb', None)
     with pytest.raises(UserError, match=r'mvdjax\[wandb\]'):
-        wandb_run.start(str(tmp_path), 'videos', {})
+        wandb_run.start(str(tmp_path), 'videos', {}, resumed=False)
     monkeypatch.setitem(sys.modules, 'wandb', FakeWandb(RuntimeError('no api key\nmore')))
     with pytest.raises(UserError, match='no api key\\): run `wandb login`'):
-        wandb_run.start(str(tmp_path), 'videos', {})
+        wandb_run.start(str(tmp_path), 'videos', {}, resumed=False)
+
+
+def test_wandb_never_costs_a_run_that_is_under_way(tmp_path, monkeypatch, capsys):
+    fake = FakeWandb(RuntimeError('no network'))
+    monkeypatch.setitem(sys.modules, 'wandb', fake)
+    assert wandb_run.start(str(tmp_path), 'videos', {}, resumed=True) is None
+    assert 'no network): the run goes on without it' in capsys.readouterr().out
+    fake.error = None
+    page = wandb_run.start(str(tmp_path), 'videos', {}, resumed=False)
+
+    def fail(values):
+        raise OSError('broken pipe')
+
+    monkeypatch.setattr(fake, 'log', fail)
+    for step in (1, 2):
+        page.log({'step': step})
+    page.finish()
+    assert capsys.readouterr().out.count('broken pipe') == 1
+    assert ('finish',) not in fake.calls
