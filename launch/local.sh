@@ -6,9 +6,10 @@
 #   stop            Ctrl-C: all processes save and end; once more ends them at once. Also: kill -TERM of this script.
 #   watch           process 0 prints here; metrics.jsonl and tensorboard/ are in the workdir
 #
-# A process that is killed, or a run that was told to stop from outside (exit code 75), is started again from its last
+# A run that is killed, crashes (exit codes from 128 on) or was told to stop from outside (75) is started again from its last
 # checkpoint, up to 5 times without a new one. An error that would come again (exit code 1 or 2) ends the script.
-# Variables: MVDJAX, the command (default: .venv/bin/mvdjax here, else mvdjax); MVDJAX_COORDINATOR_PORT.
+# Variables: MVDJAX, the command (default: .venv/bin/mvdjax here, else mvdjax); MVDJAX_COORDINATOR_PORT; MVDJAX_PATIENCE,
+# the seconds that the others have to end by themselves when one process has failed (default: 60).
 set -uo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 # shellcheck source=launch/restarting.sh
@@ -24,6 +25,7 @@ command=(mvdjax)
 if [ -x "$here/.venv/bin/mvdjax" ]; then command=("$here/.venv/bin/mvdjax"); fi
 if [ -n "${MVDJAX:-}" ]; then read -ra command <<<"$MVDJAX"; fi # words: it may be "python -m mvdjax"
 workdir="$(find_workdir "$@")"
+patience="${MVDJAX_PATIENCE:-60}"
 stopping=0 # how often somebody has asked
 children=()
 
@@ -43,9 +45,18 @@ free_port() {
   done
 }
 
-# Starts all processes and waits for them; sets `code`: 0, or the first that is no use trying again, or 75.
+# take CODE: of a process that has ended, into `code`: 0, or the first that is no use trying again, or 75.
+take() {
+  if [ "$1" -eq 0 ]; then return; fi
+  if ! restartable "$1"; then
+    if [ "$code" -eq 0 ] || [ "$code" -eq "$TRY_AGAIN" ]; then code="$1"; fi
+  elif [ "$code" -eq 0 ]; then code="$TRY_AGAIN"; fi
+}
+
+# Starts all processes and waits for them; sets `code`. When one fails the others end by themselves, at once; but those
+# that have not met it yet would wait for it for run.init_timeout: they are ended.
 run_once() {
-  local port i pid one
+  local port i pid running waiting failed='' force=TERM
   port="${MVDJAX_COORDINATOR_PORT:-$(free_port)}"
   children=()
   code=0
@@ -53,15 +64,21 @@ run_once() {
     MVDJAX_COORDINATOR="127.0.0.1:$port" MVDJAX_PROCESSES="$processes" MVDJAX_PROCESS="$i" "${command[@]}" train "$@" &
     children+=("$!")
   done
-  for pid in "${children[@]}"; do
-    while kill -0 "$pid" 2>/dev/null; do wait "$pid"; done # a signal ends `wait` early
-    wait "$pid"
-    one=$?
-    if [ "$one" -ne 0 ]; then
-      if ! restartable "$one"; then
-        if [ "$code" -eq 0 ] || [ "$code" -eq "$TRY_AGAIN" ]; then code="$one"; fi
-      elif [ "$code" -eq 0 ]; then code="$TRY_AGAIN"; fi
+  waiting=("${children[@]}")
+  while :; do
+    running=()
+    for pid in "${waiting[@]}"; do
+      if kill -0 "$pid" 2>/dev/null; then running+=("$pid"); else wait "$pid"; take "$?"; fi
+    done
+    if [ "${#running[@]}" -eq 0 ]; then return; fi
+    waiting=("${running[@]}")
+    if [ "$code" -ne 0 ] && [ -z "$failed" ]; then failed="$SECONDS"; fi
+    if [ -n "$failed" ] && [ $((SECONDS - failed)) -ge "$patience" ]; then
+      echo "== a process has failed, and ${#waiting[@]} of $processes have not noticed in $patience s: SIG$force" >&2
+      kill "-$force" "${waiting[@]}" 2>/dev/null
+      failed="$SECONDS" force=KILL
     fi
+    sleep 0.2
   done
 }
 

@@ -26,19 +26,20 @@ newest_step() {
   echo "$newest"
 }
 
-# restartable CODE: whether an exit code means that the same command would go on: told to stop, or killed.
+# restartable CODE: whether an exit code means that the same command may go on: told to stop, or ended by a signal, be it a
+# kill (137, 143) or a crash in a library or driver (134 abort, 135 bus error, 139 segmentation fault). Not by Ctrl-C.
 restartable() {
-  [ "$1" -eq "$TRY_AGAIN" ] || [ "$1" -eq 137 ] || [ "$1" -eq 143 ]
+  [ "$1" -eq "$TRY_AGAIN" ] || { [ "$1" -ge 128 ] && [ "$1" -ne 130 ]; }
 }
 
-# may_restart WORKDIR: counts a restart; fails after IDLE_RESTARTS of them without a new checkpoint.
+# may_restart WORKDIR [NOTE]: counts a restart in the file NOTE; fails after IDLE_RESTARTS without a new checkpoint.
 may_restart() {
-  local note="$1/.restarts" before=-1 count=0 now
+  local note="${2:-$1/.restarts}" before=-1 count=0 now
   now="$(newest_step "$1")"
   if [ -f "$note" ]; then read -r before count <"$note"; fi
   if [ "$now" -ne "$before" ]; then count=0; fi
   count=$((count + 1))
-  mkdir -p "$1" && echo "$now $count" >"$note"
+  mkdir -p "$(dirname "$note")" && echo "$now $count" >"$note"
   if [ "$count" -gt "$IDLE_RESTARTS" ]; then
     echo "$IDLE_RESTARTS restarts since step $now without a new checkpoint: see what the run says, then remove $note" >&2
     return 1

@@ -10,13 +10,15 @@
 #   start, resume   sbatch --nodes=4 --gres=gpu:8 --cpus-per-task=64 --time=24:00:00 launch/slurm.sh \
 #                     --config=configs/mvd/k400_vit_b_from_b_400.py --workdir=/shared/runs/mvd_b
 #                   (first sbatch's options, which your cluster decides, then the arguments of `mvdjax train`)
-#   stop            scancel JOB: the run saves and ends
+#   stop            scancel --signal=TERM JOB: the run saves, ends and is requeued; then scancel JOB, while it is pending.
+#                   scancel JOB alone leaves it KillWait (30 s unless the cluster says otherwise) before it is killed
 #   watch           tail -f mvdjax-JOB.out; squeue --me; metrics.jsonl and tensorboard/ are in the workdir
 #
 # One task per node takes all its GPUs; --ntasks-per-node=8 gives each task its share. Show tasks all GPUs of the node
 # (--gres or --gpus-per-node); with --gpus-per-task each takes the ones it sees. Three minutes before the time limit
 # (--signal) and when the scheduler wants the nodes back, the run saves and ends with exit code 75, and the job is
-# requeued: so it goes on for as many jobs as it takes. Partitions that give less notice need a smaller number.
+# requeued: so it goes on for as many jobs as it takes. --signal concerns the time limit only: for preemption the cluster
+# decides (docs/launching.md). A save that is cut short costs the steps since the last checkpoint.
 # Variables: MVDJAX, the command (default: .venv/bin/mvdjax here, else mvdjax).
 set -uo pipefail
 cd "${SLURM_SUBMIT_DIR:?submit this script with sbatch}" || exit 1

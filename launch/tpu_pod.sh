@@ -10,7 +10,8 @@
 # The TPU is made first: gcloud compute tpus tpu-vm create NAME --zone=ZONE --accelerator-type=v5litepod-256 --version=...
 # The workdir has to be one folder for all hosts: Filestore, or a bucket mounted with gcsfuse at the same place on each.
 # The run does not depend on this terminal. A host on which it ends with exit code 75 (told to stop by the cloud, or lost
-# another host) starts it again by itself; after a spot TPU was taken away and made anew: install, mount, start.
+# another host) or by a signal (a crash of libtpu, out of memory) starts it again by itself, up to 5 times without a new
+# checkpoint; `start` counts anew. After a spot TPU was taken away and made anew: install, mount, start.
 # Variables: GCLOUD, the command (default: gcloud); PROJECT.
 # shellcheck disable=SC2016 # what is in single quotes is for the hosts' shells
 set -euo pipefail
@@ -43,13 +44,20 @@ case "$action" in
       cd mvdjax && . launch/environment.sh && make_environment tpu'
     ;;
   start)
-    if [ "$#" -eq 0 ]; then usage; fi
+    # shellcheck source=launch/restarting.sh
+    . "$repository/launch/restarting.sh"
+    if [ -z "$(find_workdir "$@")" ]; then
+      echo 'no --workdir=DIR among the arguments; they are those of mvdjax train' >&2
+      usage
+    fi
     arguments="$(printf ' %q' "$@")"
-    # The loop outlives the connection; it leads a process group, by which it is found again.
-    loop='while :; do .venv/bin/mvdjax train "$@"; code=$?; echo "== ended with exit code $code"
-        if [ "$code" -ne 75 ]; then exit "$code"; fi; sleep 10; done'
+    # The loop outlives the connection; it leads a process group, by which it is found again. Each host counts for itself.
+    loop='. launch/restarting.sh; workdir="$(find_workdir "$@")"
+      while :; do .venv/bin/mvdjax train "$@"; code=$?; echo "== ended with exit code $code"
+        if ! restartable "$code" || ! may_restart "$workdir" .restarts; then exit "$code"; fi; sleep 10; done'
     on all "set -e; cd mvdjax
       if [ -e .run ] && kill -0 -- -\$(cat .run) 2>/dev/null; then echo 'runs already'; exit 1; fi
+      rm -f .restarts
       nohup setsid bash -c $(printf %q "$loop") mvdjax $arguments >>run.log 2>&1 </dev/null &
       echo \$! >.run"
     ;;

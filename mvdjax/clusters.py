@@ -6,11 +6,14 @@ one to the metadata server of a TPU host.
 
 import dataclasses
 import glob
+import http.client
 import importlib.util
 import ipaddress
 import os
 import re
 import socket
+import time
+import urllib.error
 import urllib.request
 import zlib
 from collections.abc import Callable, Mapping
@@ -19,6 +22,7 @@ from mvdjax.errors import UserError
 
 PORTS = (61440, 4096)  # first and number of ports, of which a job's number picks its coordinator's
 FIXED_PORT = 8482  # where a job has its hosts to itself
+METADATA_PATIENCE = 60.0  # seconds that a TPU host's metadata server may fail to answer, as it does while a host starts
 
 Environment = Mapping[str, str]
 
@@ -188,7 +192,7 @@ def _tpu_variables(env: Environment) -> Place | None:
 
 
 def _tpu_metadata(env: Environment) -> Place | None:
-    """The metadata server of a TPU host."""
+    """The metadata server of a TPU host. A host that cannot ask is refused: alone it would train a run of its own."""
     if 'TPU_SKIP_MDS_QUERY' in env or not has_tpu():
         return None
     worker = _metadata(env, 'agent-worker-number')
@@ -219,16 +223,32 @@ def has_tpu() -> bool:
 
 
 def _metadata(env: Environment, key: str) -> str | None:
-    """An attribute of this virtual machine, or None."""
+    """An attribute of this virtual machine, or None if it has none of that name.
+
+    Raises:
+      UserError: the server has not answered for `METADATA_PATIENCE` seconds.
+    """
     server = env.get('GCE_METADATA_IP') or env.get('GCE_METADATA_HOST') or 'metadata.google.internal'
     request = urllib.request.Request(
         f'http://{server}/computeMetadata/v1/instance/attributes/{key}', headers={'Metadata-Flavor': 'Google'}
     )
-    try:
-        with urllib.request.urlopen(request, timeout=20) as answer:
-            return answer.read().decode()
-    except OSError:
-        return None
+    until = time.monotonic() + METADATA_PATIENCE
+    while True:
+        try:
+            with urllib.request.urlopen(request, timeout=20) as answer:
+                return answer.read().decode()
+        except (OSError, http.client.HTTPException) as error:
+            if isinstance(error, urllib.error.HTTPError):
+                error.close()
+                if error.code == 404:
+                    return None
+            if time.monotonic() >= until:
+                raise UserError(
+                    f'this machine has a TPU, but the metadata server {server}, which knows the other hosts of its '
+                    f'slice, has not told {key} in {METADATA_PATIENCE:g} s ({error}): look at the network of this '
+                    'host, state --coordinator, --processes and --process, or --processes=1 to train on this host alone'
+                ) from error
+        time.sleep(min(2.0, METADATA_PATIENCE / 10))
 
 
 def _jobset(env: Environment) -> Place | None:

@@ -6,8 +6,6 @@ import os
 import platform
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from mvdjax import processes
@@ -27,7 +25,6 @@ class Watch:
         self._limit = math.ceil(minutes * 60 / self._pause) if minutes else 0
         self._looks = 0
         self._step = 0
-        self._asleep = 0
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True, name='mvdjax-hang')
         self._where: Any = sys.__stderr__
@@ -52,21 +49,11 @@ class Watch:
         self._looks = 0
         self._step = self._step if step is None else step
 
-    @contextmanager
-    def asleep(self) -> Iterator[None]:
-        """While something with a time limit of its own runs."""
-        self._asleep += 1
-        try:
-            yield
-        finally:
-            self._asleep -= 1
-            self.beat()
-
     def _run(self) -> None:
         while not self._done.wait(self._pause):
             if self._where is not None:
                 faulthandler.dump_traceback_later(2 * self._pause * self._limit, exit=True, file=self._where)
-            self._looks += not self._asleep
+            self._looks += 1
             if self._looks > self._limit:
                 self._report()
 
@@ -77,7 +64,7 @@ class Watch:
             f'{self._pause * self._limit / 60:g} minutes (run.hang_minutes) since step {self._step}'
         )
         if self._where is not None:
-            print(f'error: {text}; every thread stands here:', file=self._where, flush=True)
-            faulthandler.dump_traceback(self._where, all_threads=True)
-        processes.abandon(text, TRY_AGAIN)
+            print(f'error: {text}', file=self._where, flush=True)
+        processes.show_stacks()
+        processes.abandon(text, TRY_AGAIN, hangs=True)
         os._exit(TRY_AGAIN)  # alone

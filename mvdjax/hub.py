@@ -96,11 +96,11 @@ class Hub(Side):
             raise UserError(f'{timeout:g} s passed at {name!r} without process {late}: see what it says or hangs at')
         return found
 
-    def fail(self, text: str, code: int) -> None:
+    def fail(self, text: str, code: int, hangs: bool = False) -> None:
         """Tells the others that this process ends, and why."""
         with self.news:
             self.over = True
-        self._send_all({'kind': 'end', 'text': text, 'code': code})
+        self._send_all({'kind': 'end', 'text': text, 'code': code, 'hangs': hangs})
 
     def bye(self) -> None:
         """Ends the line in peace; the others leave at the same point of the program."""
@@ -219,8 +219,8 @@ class Hub(Side):
         elif message['kind'] == 'end':
             self._left.add(process)
             text = f'process {process} on {self.cards[process]["host"]} has ended: {message["text"]}'
-            self._send_all({'kind': 'end', 'text': text, 'code': message['code']}, but=process)
-            self.end(text, message['code'])
+            self._send_all({**message, 'text': text}, but=process)
+            self.end(text, message['code'], message.get('hangs', False))
 
     def _lose(self, process: int, why: str) -> None:
         self._left.add(process)

@@ -6,6 +6,7 @@ JAX is imported where it is needed: the command line imports this module, and so
 
 import argparse
 import dataclasses
+import faulthandler
 import itertools
 import logging
 import math
@@ -297,9 +298,10 @@ def await_news(seconds: float = 2.0) -> None:
         time.sleep(seconds)
 
 
-def abandon(text: str, code: int) -> None:
+def abandon(text: str, code: int, hangs: bool = False) -> None:
     """Ends this process and, by telling them why, all others; does nothing if it is alone.
 
+    If the run hangs, the others show where each of their threads is: the first to notice is seldom the one at fault.
     Python's own way out would wait for the others in jax's shutdown, and they for this process in their next step.
     """
     if _group is None:
@@ -308,20 +310,29 @@ def abandon(text: str, code: int) -> None:
         time.sleep(10)
         return
     with _ending:
-        _group.wire.fail(_one_line(text), code)
+        _group.wire.fail(_one_line(text), code, hangs)
         _flush()
         time.sleep(1.0 if is_main() else 0.1)  # or jax would notice on the others before they have read why
         os._exit(code)
 
 
-def _end_from_afar(text: str, code: int) -> None:
-    """Called from the line's thread when another process has ended or is lost."""
+def _end_from_afar(text: str, code: int, hangs: bool = False) -> None:
+    """Called from the line's thread when another process has ended, is lost, or finds that the run hangs."""
     with _ending:
         print(f'{prefix()}error: {text}', file=sys.stderr)
+        if hangs:
+            show_stacks()
         _flush()
         if is_main():
             time.sleep(1.0)
         os._exit(code)
+
+
+def show_stacks() -> None:
+    """Prints where every thread of this process is."""
+    if (where := sys.__stderr__) is not None:
+        print(f'process {index()} on {host()}, every thread:', file=where, flush=True)
+        faulthandler.dump_traceback(where, all_threads=True)
 
 
 def _one_line(text: str) -> str:

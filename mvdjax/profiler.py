@@ -5,6 +5,7 @@ import re
 
 import jax
 
+from mvdjax import processes
 from mvdjax.console import say
 from mvdjax.errors import UserError
 
@@ -12,7 +13,10 @@ FOLDER = 'profile'
 
 
 class Profiler:
-    """Traces the steps it was told to; a context manager that ends a trace that is still open."""
+    """Traces the steps it was told to; a context manager that ends a trace that is still open.
+
+    Of several processes each has a folder of its own: JAX names files after the host and the second.
+    """
 
     def __init__(self, workdir: str, steps: str) -> None:
         """`steps` is 'FIRST:COUNT', numbered as in the metrics, or '' for none.
@@ -44,8 +48,10 @@ class Profiler:
     def before(self, step: int) -> None:
         """To be called between two steps, when the devices are idle: a trace holds whole steps."""
         if self._first <= step <= self._last and not self._open:
-            os.makedirs(self._folder, exist_ok=True)
-            jax.profiler.start_trace(self._folder)
+            own = f'process_{processes.index()}' if processes.count() > 1 else ''
+            folder = os.path.join(self._folder, own)
+            os.makedirs(folder, exist_ok=True)
+            jax.profiler.start_trace(folder)
             self._open = True
         elif step > self._last:
             self._stop()

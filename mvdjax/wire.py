@@ -24,8 +24,8 @@ MAX_LINE = 2**26  # bytes
 TELL_AFTER = (5, 15, 30)  # seconds before a wait is mentioned; then every minute
 
 Message = dict[str, Any]
-# Called from a thread of the line when the run has to end: (sentence, exit code).
-End = Callable[[str, int], None]
+# Called from a thread of the line when the run has to end: (sentence, exit code, whether it hangs).
+End = Callable[[str, int, bool], None]
 
 
 class Line:
@@ -101,12 +101,12 @@ class Side:
     def _serve(self) -> None:
         raise NotImplementedError
 
-    def end(self, text: str, code: int) -> None:
+    def end(self, text: str, code: int, hangs: bool = False) -> None:
         """Another process has ended, or is lost."""
         with self.news:
             over, self.over = self.over, True
         if not over:
-            self._on_end(text, code)
+            self._on_end(text, code, hangs)
 
     def taken(self, name: str, timeout: float) -> list[Any] | None:
         """Waits for the values of a name, and takes them; None when time is up."""
@@ -184,11 +184,11 @@ class Spoke(Side):
             raise UserError(f'{timeout:g} s passed at {name!r} without an answer from process 0 on {self._host}')
         return found
 
-    def fail(self, text: str, code: int) -> None:
+    def fail(self, text: str, code: int, hangs: bool = False) -> None:
         """Tells the others that this process ends, and why."""
         with self.news:
             self.over = True
-        self._send({'kind': 'end', 'text': text, 'code': code})
+        self._send({'kind': 'end', 'text': text, 'code': code, 'hangs': hangs})
 
     def bye(self) -> None:
         """Ends the line in peace; the others leave at the same point of the program."""
@@ -231,7 +231,7 @@ class Spoke(Side):
                             self.done[message['name']] = message['values']
                             self.news.notify_all()
                     elif message['kind'] == 'end':
-                        self.end(message['text'], message['code'])
+                        self.end(message['text'], message['code'], message.get('hangs', False))
                     elif message['kind'] == 'bye':
                         return
             except (EOFError, ValueError):

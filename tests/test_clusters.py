@@ -139,9 +139,15 @@ def test_the_metadata_of_a_tpu_host(monkeypatch):
         'tpu-env': "ACCELERATOR_TYPE: 'v5litepod-16'\nMEGASCALE_NUM_SLICES: '1'\n",
     }
 
+    trouble = []  # codes of the next answers
+
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             value = attributes.get(self.path.rpartition('/')[2])
+            if trouble:
+                self.send_response(trouble.pop())
+                self.end_headers()
+                return
             known = value is not None and self.headers['Metadata-Flavor'] == 'Google'
             self.send_response(200 if known else 404)
             self.end_headers()
@@ -164,8 +170,19 @@ def test_the_metadata_of_a_tpu_host(monkeypatch):
         )
         place = find_place(environment=environment)
         assert (place.coordinator, place.processes, place.process) == ('c:8482', 6, 5)
+        monkeypatch.setattr(clusters, 'METADATA_PATIENCE', 0.5)
+        trouble += [503, 500]  # it is asked again
+        assert find_place(environment=environment) == place
         del attributes['agent-worker-number']
         assert find_place(environment=environment).processes == 1
+        trouble += [503] * 1000
+        with pytest.raises(
+            UserError, match=r'metadata server 127.0.0.1:\d+, .*agent-worker-number.*503.*--processes=1'
+        ):
+            find_place(environment=environment)
     finally:
         server.shutdown()
         server.server_close()
+    with pytest.raises(UserError, match='Connection refused'):  # no answer at all
+        find_place(environment=environment)
+    assert find_place(None, 1, None, environment).processes == 1

@@ -72,6 +72,11 @@ codes=($CODES)
 code="${codes[$attempt]:-0}"
 if [ "$code" = kill ]; then kill -KILL $$; fi
 if [ "$code" = save ]; then mkdir -p "$WORKDIR/checkpoints/$((attempt + 1))"; code=75; fi
+if [ "$code" = alone ]; then # process 1 crashes, and the other neither notices nor listens
+  if [ "$MVDJAX_PROCESS" = 1 ]; then exit 139; fi
+  trap '' TERM
+  while :; do sleep 0.05; done
+fi
 if [ "$code" = wait ]; then trap 'echo saved; exit 75' TERM; while :; do sleep 0.05; done; fi
 exit "$code"
 """
@@ -98,7 +103,9 @@ def test_local_gives_each_process_its_place_and_the_arguments(tmp_path):
     ('codes', 'code', 'starts'),
     [
         ('75 kill 0', 0, 3),  # told to stop, then killed, then done
+        ('134 135 139 0', 0, 4),  # crashes in a library
         ('1 0', 1, 1),  # it would only come again
+        ('130 0', 130, 1),  # Ctrl-C
         ('2', 2, 1),
         ('75 1', 1, 2),
         ('75 75 75 75 75 75 75 75 0', TRY_AGAIN, 6),  # in vain
@@ -110,6 +117,15 @@ def test_local_starts_again_what_is_worth_it(tmp_path, codes, code, starts):
     assert run(*command, **variables)[0] == code
     for process in (0, 1):
         assert len(list((tmp_path / 'log').glob(f'{process}.*'))) == starts
+
+
+def test_local_ends_processes_that_wait_for_one_that_has_failed(tmp_path):
+    command, variables = local(tmp_path, 'alone 0')
+    code, output = run(*command, **variables, MVDJAX_PATIENCE=1)
+    assert code == 0
+    assert '1 of 2 have not noticed in 1 s: SIGTERM' in output
+    assert '1 of 2 have not noticed in 1 s: SIGKILL' in output
+    assert output.count('starting again') == 1
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
@@ -139,6 +155,8 @@ def test_local_explains_itself():
     [
         (75, 'RUNNING', True),
         (137, 'RUNNING', True),
+        (134, 'RUNNING', True),
+        (130, 'RUNNING', False),
         (0, 'RUNNING', False),
         (1, 'RUNNING', False),
         (75, 'CANCELLED', False),  # by scancel
@@ -177,15 +195,23 @@ done
 """
 
 
+def tpu_pod(tmp_path, fake):
+    """launch/tpu_pod.sh with one host on which `fake` is installed as mvdjax: a function of its arguments."""
+    script(tmp_path / 'host/mvdjax/.venv/bin/mvdjax', fake)
+    shutil.copytree(LAUNCH, tmp_path / 'host/mvdjax/launch')
+    gcloud = script(tmp_path / 'gcloud', GCLOUD)
+    environment = {'GCLOUD': gcloud, 'CALLS': tmp_path / 'calls', 'HOSTS': tmp_path / 'host', 'PROJECT': 'mine'}
+
+    def pod(action, *arguments, **variables):
+        return run(LAUNCH / 'tpu_pod.sh', action, 'pod', 'zone', *arguments, **environment, **variables)
+
+    return pod
+
+
 def test_tpu_pod_starts_shows_and_stops(tmp_path):
     fake = 'echo "args: $*"; trap \'echo saved; exit 1\' TERM; while :; do sleep 0.05; done\n'
-    script(tmp_path / 'host/mvdjax/.venv/bin/mvdjax', fake)
-    gcloud = script(tmp_path / 'gcloud', GCLOUD)
+    pod = tpu_pod(tmp_path, fake)
     log = tmp_path / 'host/mvdjax/run.log'
-
-    def pod(action, *arguments):
-        variables = {'GCLOUD': gcloud, 'CALLS': tmp_path / 'calls', 'HOSTS': tmp_path / 'host', 'PROJECT': 'mine'}
-        return run(LAUNCH / 'tpu_pod.sh', action, 'pod', 'zone', *arguments, **variables)
 
     def wait_for(text):
         until = time.monotonic() + 30
@@ -197,7 +223,8 @@ def test_tpu_pod_starts_shows_and_stops(tmp_path):
     wait_for('args: train --config=a b.py:c --workdir=/r\n')
     try:
         assert 'at work\nargs: train' in pod('status')[1]
-        assert (pod('start', '--config=x')[0], 'runs already' in pod('start', '--config=x')[1]) == (1, True)
+        code, output = pod('start', '--workdir=/r')
+        assert (code, 'runs already' in output) == (1, True)
     finally:
         assert pod('stop')[0] == 0
     wait_for('saved')
@@ -207,7 +234,23 @@ def test_tpu_pod_starts_shows_and_stops(tmp_path):
     assert 'ended' in pod('status')[1]
     calls = (tmp_path / 'calls').read_text()
     assert 'compute|tpus|tpu-vm|ssh|pod|--zone=zone|--project=mine|--worker=all|' in calls
-    assert pod('start')[0] == pod('dance')[0] == 2
+    assert pod('start')[0] == pod('start', '--config=x')[0] == pod('dance')[0] == 2
+
+
+def test_tpu_pod_starts_again_what_is_worth_it(tmp_path):
+    pod = tpu_pod(tmp_path, f'cat {tmp_path}/code; exit "$(cat {tmp_path}/code)"\n')
+    script(tmp_path / 'bin/sleep', 'exit 0\n')
+    variables = {'PATH': f'{tmp_path}/bin:{os.environ["PATH"]}'}
+    log = tmp_path / 'host/mvdjax/run.log'
+    for code, starts in ((1, 1), (139, 6), (75, 6), (0, 1)):  # each `start` counts anew
+        log.unlink(missing_ok=True)
+        (tmp_path / 'code').write_text(f'{code}\n')
+        assert pod('start', f'--workdir={tmp_path}/run', **variables)[0] == 0
+        until = time.monotonic() + 30
+        while 'at work' in pod('status')[1] and time.monotonic() < until:
+            time.sleep(0.1)
+        assert log.read_text().count(f'ended with exit code {code}\n') == starts
+        assert ('5 restarts since step 0 without a new checkpoint' in log.read_text()) == (starts == 6)
 
 
 @pytest.fixture(scope='module')
@@ -244,7 +287,8 @@ def test_the_manifest_fits_itself_and_the_program(manifest):
     assert job['parallelism'] == job['completions']
     assert (job['completionMode'], job['backoffLimit'], pod['restartPolicy']) == ('Indexed', 0, 'Never')
     codes, conditions = job['podFailurePolicy']['rules']
-    assert codes['onExitCodes'] == {'containerName': container['name'], 'operator': 'In', 'values': [TRY_AGAIN]}
+    again = [TRY_AGAIN, *sorted(128 + getattr(signal, f'SIG{n}') for n in ('ABRT', 'BUS', 'KILL', 'SEGV', 'TERM'))]
+    assert codes['onExitCodes'] == {'containerName': container['name'], 'operator': 'In', 'values': again}
     assert conditions['onPodConditions'] == [{'type': 'DisruptionTarget', 'status': 'True'}]
     (rule,) = manifest['spec']['failurePolicy']['rules']
     assert (rule['action'], rule['onJobFailureReasons']) == ('RestartJobSetAndIgnoreMaxRestarts', ['PodFailurePolicy'])

@@ -64,6 +64,19 @@ def test_an_exception_of_one_ends_all(tmp_path):
         assert 'Traceback' not in group.output(0)
 
 
+def test_a_hang_of_one_shows_the_stacks_of_all(tmp_path):
+    # Process 0 notices, which waits for process 1 in its step.
+    with stepping(tmp_path, more=(('--hang-minutes=0.2',), ('--hangs',))) as group:
+        assert group.wait(120) == [TRY_AGAIN, TRY_AGAIN]
+        for process in (0, 1):
+            assert 'process 0 on ' in group.output(process)
+            assert 'has ended no step for 0.2 minutes (run.hang_minutes)' in group.output(process)
+            assert f'process {process} on ' in group.output(process)
+            assert ', every thread:\n' in group.output(process)
+            assert 'in take_steps' in group.output(process)
+        assert 'in stuck' in group.output(1)
+
+
 def test_a_process_that_never_starts_is_named(tmp_path):
     short = ('--init-timeout=6',)
     one, two = tmp_path / 'a', tmp_path / 'b'

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from mvdjax import metrics, wandb_run
+from mvdjax import metrics, processes, wandb_run
 from mvdjax.device_memory import device_memory
 from mvdjax.errors import UserError
 from mvdjax.goodput import Goodput
@@ -167,6 +167,16 @@ def test_profile_ends_with_the_run(tmp_path):
     with Profiler(str(tmp_path), '1:100') as profiler:
         profiler.before(1)
     assert list((tmp_path / FOLDER).rglob('*.xplane.pb'))
+
+
+def test_profiles_of_several_processes_do_not_meet(tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, 'count', lambda: 2)
+    for process in (0, 1):
+        monkeypatch.setattr(processes, 'index', lambda process=process: process)
+        with Profiler(str(tmp_path), '1:1') as profiler:
+            profiler.before(1)
+    found = [path.relative_to(tmp_path / FOLDER).parts[0] for path in (tmp_path / FOLDER).rglob('*.xplane.pb')]
+    assert sorted(found) == ['process_0', 'process_1']
 
 
 class FakeWandb(types.ModuleType):

@@ -18,10 +18,12 @@ class Ends:
 
     def __init__(self):
         self.found = []
+        self.hangs = None
         self._any = threading.Event()
 
-    def __call__(self, text, code):
+    def __call__(self, text, code, hangs):
         self.found.append((text, code))
+        self.hangs = hangs
         self._any.set()
 
     def wait(self):
@@ -145,8 +147,18 @@ def test_an_error_travels_with_its_sentence_and_its_code():
         spokes[1].fail('the list is broken: repair it', 1)
         for process in (0, 2):
             assert ends[process].wait() == [('process 1 on host1 has ended: the list is broken: repair it', 1)]
+            assert ends[process].hangs is False
         time.sleep(0.2)
         assert ends[1].found == []
+
+
+@pytest.mark.parametrize('process', [0, 1])
+def test_a_hang_travels_as_one(process):
+    with line(3) as (hub, spokes, ends):
+        (hub if process == 0 else spokes[process]).fail('no step for 30 minutes', LOST, hangs=True)
+        for other in {0, 1, 2} - {process}:
+            assert ends[other].wait()[0][0].endswith('no step for 30 minutes')
+            assert ends[other].hangs is True
 
 
 def test_leaving_in_peace_alarms_nobody():
