@@ -113,9 +113,22 @@ def test_tables_are_resized_as_published(name, old, new):
 
 def test_other_kinds_and_pixels_are_refused():
     swin = build_swin(SIZE)
-    meta = {'backbone': json.loads(json.dumps(describe(build_swin({**SIZE, 'patch': (4, 4, 4), 'corrected': True}))))}
-    check_backbone(meta, swin, 'model', 'runs/x')  # neither is of consequence to the weights
+    meta = {'backbone': json.loads(json.dumps(describe(build_swin({**SIZE, 'patch': (4, 4, 4)}))))}
+    assert not check_backbone(meta, swin, 'model', 'runs/x')  # a kernel's shape says its frames
     with pytest.raises(UserError, match=r'runs/x was trained with std \[0.5, 0.5, 0.5\]'):
         check_backbone({'backbone': {**meta['backbone'], 'std': [0.5, 0.5, 0.5]}}, swin, 'model', 'runs/x')
     with pytest.raises(UserError, match='runs/x is a ViT, the model here is a Video Swin'):
         check_backbone({'backbone': {'patch': [2, 16, 16], 'pos_embed': 'sincos3d'}}, swin, 'model', 'runs/x')
+
+
+def test_another_geometry_is_refused_but_where_a_training_starts():
+    published, corrected = build_swin(SIZE), build_swin({**SIZE, 'corrected': True})
+    meta = {'backbone': json.loads(json.dumps(describe(corrected)))}
+    assert not check_backbone(meta, corrected, 'model', 'runs/x')
+    with pytest.raises(UserError, match=r'runs/x was trained with corrected True \(here False\)'):
+        check_backbone(meta, published, 'model', 'runs/x')
+    note = check_backbone(meta, published, 'model', 'runs/x', starts=True)
+    assert note == 'runs/x was trained with corrected=True, the model here has False'
+    other = {'backbone': {**meta['backbone'], 'std': [0.5, 0.5, 0.5]}}
+    with pytest.raises(UserError, match=r'was trained with std \[0.5, 0.5, 0.5\] \(here'):
+        check_backbone(other, published, 'model', 'runs/x', starts=True)
