@@ -128,6 +128,7 @@ def start_state(
             'initial parameters',
             allow_fresh=init.allow_fresh,
             allow_unused=init.allow_unused,
+            begin_fresh=init.fresh,
             use_ema=init.use_ema,
         )
         say(loaded.table)

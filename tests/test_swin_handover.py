@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from bevt_configs import ROOT
 from golden_weights import full_arrays, golden
 
 from mvdjax import checkpoints, handover, trees
+from mvdjax import config as configs
 from mvdjax.errors import UserError
 from mvdjax.models.bevt import MaskedSwin, SwinClassifier
 from mvdjax.models.resize import resize_biases
@@ -75,6 +77,31 @@ def test_an_image_model_becomes_one_of_both_streams(tmp_path):
     }
     assert 'made    backbone/patch_embed/proj/kernel of patch_embed_2d, over 2 frames' in loaded.table
     assert '1 x 7 x 7 to 3 x 9 x 9 offsets' in loaded.table
+
+
+def test_the_published_recipe_starts_the_head_afresh(tmp_path):
+    path, source = saved(image_stream((1, 4, 4)), tmp_path / 'images')
+    init = configs.load(f'{ROOT}/configs/bevt/k400_swin_b.py').init
+    options = {'allow_fresh': init.allow_fresh, 'begin_fresh': init.fresh}
+    target = two_streams((2, 4, 4))
+    loaded = handover.load_params(path, target, 'model', **options)
+    assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in loaded.params['lm_head'].values())
+    for status in ('fresh ', 'unused'):
+        assert f'{status}  lm_head/kernel ' in loaded.table
+    kept = trees.flatten(handover.load_params(path, target, 'model', **{**options, 'begin_fresh': ()}).params)
+    np.testing.assert_array_equal(kept['lm_head/kernel'], source['lm_head/kernel'])
+    headless = image_stream((1, 4, 4))
+    del headless['lm_head']  # the authors' file
+    path, _ = saved(headless, tmp_path / 'headless')
+    loaded = handover.load_params(path, target, 'model', **options)
+    assert isinstance(loaded.params['lm_head']['bias'], jax.ShapeDtypeStruct)
+    assert 'unused' not in loaded.table
+    # What starts afresh is not inflated either; and a name that is none is a mistake.
+    fresh = {'begin_fresh': ('^backbone/patch_embed/',)}
+    loaded = handover.load_params(path, target, 'model', allow_fresh=init.allow_fresh, **fresh)
+    assert isinstance(loaded.params['backbone']['patch_embed']['proj']['kernel'], jax.ShapeDtypeStruct)
+    with pytest.raises(UserError, match=r"init.fresh names '\^head/', but no parameter of the model"):
+        handover.load_params(path, target, 'model', begin_fresh=('^head/',))
 
 
 def test_both_streams_become_a_classifier_with_another_window(tmp_path):
