@@ -34,6 +34,7 @@ def load_params(
     subtree: str = '',
     allow_fresh: Sequence[str] = (),
     allow_unused: Sequence[str] = (),
+    begin_fresh: Sequence[str] = (),
     use_ema: bool = False,
 ) -> Loaded:
     """Takes a stage's parameters from another stage's checkpoint, strictly.
@@ -48,24 +49,33 @@ def load_params(
       subtree: use only this part of the source, its name removed ('backbone' turns 'backbone/x' into 'x').
       allow_fresh: regexes of expected parameters that may be missing from the source; they stay abstract.
       allow_unused: regexes of source parameters that may be left over.
+      begin_fresh: regexes of expected parameters that stay abstract whether the source has them or not.
       use_ema: read the moving average.
 
     Raises:
-      UserError: a shape differs, or a parameter is missing or left over without being allowed by name.
+      UserError: a shape differs, a parameter is missing or left over without being allowed by name, or a regex of
+        `begin_fresh` names none.
     """
     source = read_params(path, use_ema)
     if subtree:
         source = {k.removeprefix(subtree + '/'): v for k, v in source.items() if k.startswith(subtree + '/')}
     target = trees.flatten(expected)
-    # A leaf of another shape that may be fresh anyway (a head for other classes) is left out, and shown as both.
+    for pattern in begin_fresh:
+        if not any(re.search(pattern, k) for k in target):
+            raise UserError(f'init.fresh names {pattern!r}, but no parameter of the {what} is called so')
+    # What is to start fresh, and a leaf of another shape that may be fresh anyway (a head for other classes), is left
+    # out, and shown as both.
+    begun = {k for k in target if any(re.search(p, k) for p in begin_fresh)}
     replaced = [
         k
         for k, v in target.items()
-        if k in source and source[k].shape != tuple(v.shape) and any(re.search(p, k) for p in allow_fresh)
+        if k in source
+        and (k in begun or (source[k].shape != tuple(v.shape) and any(re.search(p, k) for p in allow_fresh)))
     ]
     dropped = {k: source.pop(k) for k in replaced}
-    resized = _resize(source, target)
-    inflated = _inflate(source, target)
+    wanted = {k: v for k, v in target.items() if k not in begun}
+    resized = _resize(source, wanted)
+    inflated = _inflate(source, wanted)
     wrong = [
         f'{k} is {tuple(source[k].shape)}, expected {tuple(v.shape)}'
         for k, v in target.items()
@@ -79,7 +89,10 @@ def load_params(
         )
     fresh = [k for k in target if k not in source]
     unused = [k for k in source if k not in target]
-    for names, allowed, says in ((fresh, allow_fresh, 'lacks'), (unused, allow_unused, 'has the extra')):
+    for names, allowed, says in (
+        (fresh, (*allow_fresh, *begin_fresh), 'lacks'),
+        (unused, allow_unused, 'has the extra'),
+    ):
         bad = [k for k in names if not any(re.search(p, k) for p in allowed)]
         if bad:
             raise UserError(

@@ -15,20 +15,23 @@ from mvdjax.data.schema import Record
 from mvdjax.errors import UserError
 
 
-def predict(checkpoint: str, videos: Sequence[str], top: int = 5) -> dict[str, list[tuple[str, float]]]:
+def predict(
+    checkpoint: str, videos: Sequence[str], top: int = 5, use_ema: bool = False
+) -> dict[str, list[tuple[str, float]]]:
     """Classifies video files.
 
     Args:
       checkpoint: workdir or checkpoint of a `classify` stage.
       videos: local video files of any size and length.
       top: classes per video.
+      use_ema: classify with the moving average of the parameters.
 
     Returns:
       {file: [(class name, probability in [0, 1])]}, most probable first; files that cannot be read are left out and
       named on stderr.
 
     Raises:
-      UserError: not a classifier, or no checkpoint.
+      UserError: not a classifier, no checkpoint, or none with an average.
     """
     if top < 1:
         raise UserError(f'--top must be at least 1, not {top}')
@@ -55,7 +58,8 @@ def predict(checkpoint: str, videos: Sequence[str], top: int = 5) -> dict[str, l
         batch = {'video': sample['video'][None]}
         if params is None:
             expected = jax.eval_shape(task.init, jax.random.key(0), batch)
-            params = sharding.place_tree(handover.load_params(checkpoint, expected, 'model').params, mesh)
+            loaded = handover.load_params(checkpoint, expected, 'model', use_ema=use_ema)
+            params = sharding.place_tree(loaded.params, mesh)
         probability = np.asarray(run(params, {}, batch)['probability'])[0]
         order = np.argsort(-probability, kind='stable')[:top]
         results[path] = [(names[i], float(probability[i])) for i in order]
@@ -67,13 +71,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('videos', nargs='+', metavar='VIDEO', help='video files')
     parser.add_argument('--checkpoint', required=True, help='workdir or checkpoint of a fine-tuned classifier')
     parser.add_argument('--top', type=int, default=5, help='classes to print (default: 5)')
+    parser.add_argument('--ema', action='store_true', help='classify with the moving average of the parameters')
     parser.epilog = """example:
   mvdjax predict --checkpoint=quickstart/runs/mvd_motion my_clip.mp4"""
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints a table per video. Fails if one could not be read."""
-    results = predict(args.checkpoint, args.videos, args.top)
+    results = predict(args.checkpoint, args.videos, args.top, args.ema)
     for path, classes in results.items():
         print(path)
         for name, probability in classes:

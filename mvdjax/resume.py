@@ -118,13 +118,17 @@ def start_state(
     state = train_state.create(task, optimizer, batch, run.seed, run.ema_decay > 0, mesh)
     init = configs.build(Init, configs.section(config, 'init'), 'init')
     if init.checkpoint:
-        check_backbone(checkpoints.read_meta(init.checkpoint), task.backbone(), 'model', init.checkpoint)
+        source = checkpoints.read_meta(init.checkpoint)
+        note = check_backbone(source, task.backbone(), 'model', init.checkpoint, starts=True)
+        if note:
+            say(f'note: {note}')
         loaded = handover.load_params(
             init.checkpoint,
             train_state.abstract_params(task, batch),
             'initial parameters',
             allow_fresh=init.allow_fresh,
             allow_unused=init.allow_unused,
+            begin_fresh=init.fresh,
             use_ema=init.use_ema,
         )
         say(loaded.table)

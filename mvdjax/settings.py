@@ -15,12 +15,14 @@ class Init:
       checkpoint: workdir or checkpoint of an earlier stage; '' starts from scratch.
       allow_fresh: regexes of parameters that may be missing there.
       allow_unused: regexes of parameters there that may be left over.
+      fresh: regexes of parameters that start fresh even where the checkpoint has them.
       use_ema: take that run's moving average.
     """
 
     checkpoint: str = ''
     allow_fresh: Sequence[str] = ()
     allow_unused: Sequence[str] = ()
+    fresh: Sequence[str] = ()
     use_ema: bool = False
 
 
@@ -54,7 +56,7 @@ class Run:
         401 epochs and use the checkpoint after 400).
       seed: of initialisation, data order, augmentation, masks and dropout.
       accumulate: micro-batches per optimizer step.
-      ema_decay: decay of the moving average of the parameters; 0 keeps none.
+      ema_decay: decay of the moving average of the parameters, which `eval_sets` are then scored with; 0 keeps none.
       ema_updates: updates of it per step: the micro-batches of the published run where each of them had one, see
         `train_state.average`.
       log_every: steps per line of metrics.

@@ -229,9 +229,10 @@ def train(config: ml_collections.ConfigDict, workdir: str, profile: str = '') ->
 def _evaluate(
     setup: Setup, step: int, state: train_state.TrainState, frozen: Any, writer: MetricWriter, watch: hang.Watch
 ) -> None:
-    """Runs the evaluations that belong to a step."""
+    """Runs the evaluations that belong to a step, on the moving average where the run keeps one."""
+    params = state.params if state.ema is None else state.ema
     for name, evaluator in setup.evaluators.items():
-        found = evaluator(state.params, frozen, watch.beat)
+        found = evaluator(params, frozen, watch.beat)
         writer.write(step, name, found)
         say(f'step {step} {name}: {summary(found, None)}')
 

@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from bevt_configs import ROOT
 from golden_weights import full_arrays, golden
 
 from mvdjax import checkpoints, handover, trees
+from mvdjax import config as configs
 from mvdjax.errors import UserError
 from mvdjax.models.bevt import MaskedSwin, SwinClassifier
 from mvdjax.models.resize import resize_biases
@@ -77,6 +79,31 @@ def test_an_image_model_becomes_one_of_both_streams(tmp_path):
     assert '1 x 7 x 7 to 3 x 9 x 9 offsets' in loaded.table
 
 
+def test_the_published_recipe_starts_the_head_afresh(tmp_path):
+    path, source = saved(image_stream((1, 4, 4)), tmp_path / 'images')
+    init = configs.load(f'{ROOT}/configs/bevt/k400_swin_b.py').init
+    options = {'allow_fresh': init.allow_fresh, 'begin_fresh': init.fresh}
+    target = two_streams((2, 4, 4))
+    loaded = handover.load_params(path, target, 'model', **options)
+    assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in loaded.params['lm_head'].values())
+    for status in ('fresh ', 'unused'):
+        assert f'{status}  lm_head/kernel ' in loaded.table
+    kept = trees.flatten(handover.load_params(path, target, 'model', **{**options, 'begin_fresh': ()}).params)
+    np.testing.assert_array_equal(kept['lm_head/kernel'], source['lm_head/kernel'])
+    headless = image_stream((1, 4, 4))
+    del headless['lm_head']  # the authors' file
+    path, _ = saved(headless, tmp_path / 'headless')
+    loaded = handover.load_params(path, target, 'model', **options)
+    assert isinstance(loaded.params['lm_head']['bias'], jax.ShapeDtypeStruct)
+    assert 'unused' not in loaded.table
+    # What starts afresh is not inflated either; and a name that is none is a mistake.
+    fresh = {'begin_fresh': ('^backbone/patch_embed/',)}
+    loaded = handover.load_params(path, target, 'model', allow_fresh=init.allow_fresh, **fresh)
+    assert isinstance(loaded.params['backbone']['patch_embed']['proj']['kernel'], jax.ShapeDtypeStruct)
+    with pytest.raises(UserError, match=r"init.fresh names '\^head/', but no parameter of the model"):
+        handover.load_params(path, target, 'model', begin_fresh=('^head/',))
+
+
 def test_both_streams_become_a_classifier_with_another_window(tmp_path):
     path, source = saved(two_streams((2, 4, 4)), tmp_path / 'streams')
     unused = ('^backbone/(mask_token|patch_embed_2d)', '^(fpn|lm_)')
@@ -113,9 +140,22 @@ def test_tables_are_resized_as_published(name, old, new):
 
 def test_other_kinds_and_pixels_are_refused():
     swin = build_swin(SIZE)
-    meta = {'backbone': json.loads(json.dumps(describe(build_swin({**SIZE, 'patch': (4, 4, 4), 'corrected': True}))))}
-    check_backbone(meta, swin, 'model', 'runs/x')  # neither is of consequence to the weights
+    meta = {'backbone': json.loads(json.dumps(describe(build_swin({**SIZE, 'patch': (4, 4, 4)}))))}
+    assert not check_backbone(meta, swin, 'model', 'runs/x')  # a kernel's shape says its frames
     with pytest.raises(UserError, match=r'runs/x was trained with std \[0.5, 0.5, 0.5\]'):
         check_backbone({'backbone': {**meta['backbone'], 'std': [0.5, 0.5, 0.5]}}, swin, 'model', 'runs/x')
     with pytest.raises(UserError, match='runs/x is a ViT, the model here is a Video Swin'):
         check_backbone({'backbone': {'patch': [2, 16, 16], 'pos_embed': 'sincos3d'}}, swin, 'model', 'runs/x')
+
+
+def test_another_geometry_is_refused_but_where_a_training_starts():
+    published, corrected = build_swin(SIZE), build_swin({**SIZE, 'corrected': True})
+    meta = {'backbone': json.loads(json.dumps(describe(corrected)))}
+    assert not check_backbone(meta, corrected, 'model', 'runs/x')
+    with pytest.raises(UserError, match=r'runs/x was trained with corrected True \(here False\)'):
+        check_backbone(meta, published, 'model', 'runs/x')
+    note = check_backbone(meta, published, 'model', 'runs/x', starts=True)
+    assert note == 'runs/x was trained with corrected=True, the model here has False'
+    other = {'backbone': {**meta['backbone'], 'std': [0.5, 0.5, 0.5]}}
+    with pytest.raises(UserError, match=r'was trained with std \[0.5, 0.5, 0.5\] \(here'):
+        check_backbone(other, published, 'model', 'runs/x', starts=True)

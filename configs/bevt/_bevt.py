@@ -73,8 +73,9 @@ def pretrain(
         'clip_norm': 3.0,
         'groups': {'relative_position_table': NO_DECAY, 'norm': NO_DECAY},  # biases and mask token decay
     }
-    fresh = ('^lm_down_st/', '^fpn_s/', '^fpn_t/') if checkpoint else ()
-    c.init = {'checkpoint': checkpoint, 'allow_fresh': fresh}
+    c.init = {'checkpoint': checkpoint}
+    if checkpoint:  # the authors' image model has no head; where there is one, it starts afresh as published
+        c.init.update(allow_fresh=('^lm_down_st/', '^fpn_[st]/', '^lm_head/'), fresh=('^lm_head/',))
     c.run = {**run, 'stream': streams[0]}
     c.mesh = {}
     return shrunk(c) if is_debug(arg) else c

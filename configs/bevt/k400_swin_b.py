@@ -8,7 +8,7 @@ Published with 32 GPUs (model and hours not stated). Expected after fine-tuning:
 (finetune/k400_swin_b.py), SSv2 70.6 (finetune/ssv2_swin_b.py), Diving48 86.7 (finetune/diving48_swin_b.py); with the
 tokens of PeCo, which are not DALL-E's, 81.1, 71.4 and 87.2. 8 images for each clip; epochs and rate go by the clips. In
 the published run every GPU averages the loss over its own masked tokens; here it is averaged over all of the batch.
-The head over the vocabulary starts from stage one's; the published code starts it afresh.
+As published, the head over the vocabulary starts afresh; --config.init.fresh="()" keeps stage one's.
 Source: configs/recognition/swin/swin_base_patch244_window877_bevt_in1k_k400.py of the authors.
 ":debug" is a tiny model for two steps on the demo data (mvdjax data demo --output=quickstart/data).
 """

@@ -22,8 +22,8 @@ def map_pixels(video: jax.Array) -> jax.Array:
     return (1 - 2 * PIXEL_EPSILON) * (video.astype(jnp.float32) / 255.0) + PIXEL_EPSILON
 
 
-def _convolution(channels: int, side: int, dtype: Any, name: str) -> nn.Conv:
-    return nn.Conv(channels, (side, side), padding='SAME', dtype=dtype, name=name)
+def _convolution(channels: int, side: int, dtype: Any, name: str, **options: Any) -> nn.Conv:
+    return nn.Conv(channels, (side, side), padding='SAME', dtype=dtype, name=name, **options)
 
 
 class DalleBlock(nn.Module):
@@ -95,5 +95,6 @@ class DalleEncoder(nn.Module):
             if i < len(GROUPS):
                 x = nn.max_pool(x, (2, 2), (2, 2))
             maps[f'group{i}'] = x
-        logits = _convolution(self.vocabulary, 1, jnp.float32, 'head')(nn.relu(x).astype(jnp.float32))
+        exact = {'precision': jax.lax.Precision.HIGHEST}  # float32 where accelerators would round: it decides on codes
+        logits = _convolution(self.vocabulary, 1, jnp.float32, 'head', **exact)(nn.relu(x).astype(jnp.float32))
         return logits, maps

@@ -31,6 +31,7 @@ from mvdjax.models.vit import IMAGENET_MEAN, IMAGENET_STD
 from mvdjax.models.window_attention import WindowAttention, cut
 
 NORM_EPSILON = 1e-5  # of every LayerNorm here
+REMAT = ('none', 'full', 'dots')  # of `layers.REMAT_POLICIES`; the others name values that blocks here do not name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -301,8 +302,8 @@ class VideoSwin(nn.Module):
 
     def _check(self, video: jax.Array, image: bool) -> None:
         """Raises UserError for what the attributes cannot be, and for an image of several frames."""
-        if self.remat not in ('none', *REMAT_POLICIES):
-            raise UserError(f"remat must be 'none', 'full' or 'dots', not {self.remat!r}")
+        if self.remat not in REMAT:
+            raise UserError(f"the remat of a Swin must be 'none', 'full' or 'dots', not {self.remat!r}")
         if len(self.depths) != len(self.heads) or not self.depths or min(self.depths) < 1:
             raise UserError(f'depths {self.depths} and heads {self.heads} need one number above 0 per stage each')
         if min(*self.window, *self.patch) < 1:

@@ -124,7 +124,9 @@ class VQ(nn.Module):
 
     def nearest(self, vectors: jax.Array) -> jax.Array:
         """(..., code_dim) vectors of length one -> (...) int32 codes with the smallest angle to them."""
-        return jnp.argmax(vectors @ self.codes().T, axis=-1).astype(jnp.int32)
+        # In float32 where accelerators would round: angles to codes that lie close differ by little.
+        likeness = jnp.matmul(vectors, self.codes().T, precision=jax.lax.Precision.HIGHEST)
+        return jnp.argmax(likeness, axis=-1).astype(jnp.int32)
 
     def tokens(self, images: jax.Array) -> jax.Array:
         """Normalised (b, h, w, c) images -> (b, h', w') int32 codes."""

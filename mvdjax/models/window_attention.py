@@ -151,7 +151,10 @@ def position_bias(table: jax.Array, window: Grid, size: Grid, corrected: bool) -
     exact = jax.lax.Precision.HIGHEST
     bias = jnp.einsum('xyzn,adx->nyzad', table, t, precision=exact)
     bias = jnp.einsum('nyzad,bey->nzadbe', bias, h, precision=exact)
-    bias = jnp.einsum('nzadbe,cfz->nabcdef', bias, w, precision=exact)
+    # The heads are a batch axis of both sides: remat='dots' keeps the products that have none, those with weights, and
+    # is to compute this one, of heads x tokens x tokens for every block, again.
+    w = jnp.broadcast_to(w, (bias.shape[0], *w.shape))
+    bias = jnp.einsum('nzadbe,ncfz->nabcdef', bias, w, precision=exact)
     tokens, all_tokens = int(np.prod(size)), int(np.prod(spread))
     return bias.reshape(-1, all_tokens, all_tokens)[:, :tokens, :tokens]
 

@@ -186,14 +186,22 @@ def describe(model: Any) -> dict[str, Any]:
     return found if isinstance(model, ViT) else {'kind': KIND_OF[type(model)], **found}
 
 
-def check_backbone(meta: Mapping[str, Any], model: Any, what: str, path: str) -> None:
-    """Raises UserError if weights would be read with another meaning than they were trained with.
+def check_backbone(meta: Mapping[str, Any], model: Any, what: str, path: str, *, starts: bool = False) -> str:
+    """Refuses weights that would be read with another meaning than they were trained with.
 
     Args:
       meta: of the checkpoint the weights come from.
       model: the module they go to.
       what: its name for the message.
       path: of the checkpoint.
+      starts: a training starts from the weights, and may choose otherwise where it can learn the difference: whether a
+        Swin is `corrected`. A corrected image model may become the published video model.
+
+    Returns:
+      What the training chose otherwise, a sentence, or ''.
+
+    Raises:
+      UserError: another kind of model, or another meaning of its weights.
     """
     # Checkpoints from before there was a choice of pixel statistics or of the epsilon do not state them.
     defaults = {'mean': list(IMAGENET_MEAN), 'std': list(IMAGENET_STD), 'norm_epsilon': NORM_EPSILON}
@@ -203,12 +211,16 @@ def check_backbone(meta: Mapping[str, Any], model: Any, what: str, path: str) ->
     if kinds[0] != kinds[1]:
         raise UserError(f'{path} is a {kinds[0]}, the {what} here is a {kinds[1]}')
     if isinstance(model, VideoSwin):
-        # What `corrected` changes, only inputs of other sizes than a network was trained for can show. A kernel's shape
-        # says the frames of its patches, and an image's, which has one, is inflated for clips.
-        mine, theirs = ({'mean': d['mean'], 'std': d['std'], 'patch': d['patch'][1:]} for d in (mine, theirs))
+        # A kernel's shape says the frames of its patches, and an image's, which has one, is inflated for clips.
+        mine, theirs = ({**d, 'patch': d['patch'][1:]} for d in (mine, theirs))
+    note = ''
+    if starts and theirs.get('corrected') != mine.get('corrected'):
+        note = f'{path} was trained with corrected={theirs.get("corrected")}, the {what} here has {mine["corrected"]}'
+        del mine['corrected']
     wrong = [f'{key} {theirs.get(key)!r} (here {mine[key]!r})' for key in mine if theirs.get(key) != mine[key]]
     if wrong:
         raise UserError(f'{path} was trained with {", ".join(wrong)}: give the {what} section the same')
+    return note
 
 
 def vit_layer_index(path: str, depth: int) -> int | np.ndarray:

@@ -1,6 +1,7 @@
 """DALL-E's encoder against the published one."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden_weights import assert_array, assert_close, golden, model_arrays, quick_jit, weight
@@ -69,6 +70,15 @@ def test_the_tokenizer_gives_the_golden_tokens_of_clips():
         tokens = quick_jit(tokenizer.tokens)(params, clip)
         assert tokens.dtype == np.int32
         np.testing.assert_array_equal(tokens, stored.reshape(1, -1))  # frame, row, column
+
+
+def test_the_scores_of_codes_are_float32_on_any_hardware():
+    model = DalleEncoder(width=4, blocks=1, vocabulary=8, dtype=jnp.bfloat16)
+    images = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
+    params = jax.eval_shape(model.init, jax.random.key(0), images)
+    program = str(jax.make_jaxpr(model.apply)(params, images))
+    assert program.count('Precision.HIGHEST') == 2  # both sides of one convolution, the last
+    assert program.rindex('conv_general_dilated') < program.index('Precision.HIGHEST')
 
 
 def test_sizes_that_make_no_encoder_are_refused():

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from mvdjax import sharding, trees
 from mvdjax.errors import UserError
 from mvdjax.models.bevt import MaskedSwin, SwinClassifier
-from mvdjax.models.video_swin import resize_mask
+from mvdjax.models.video_swin import Stage, resize_mask
 from mvdjax.models.window_attention import WindowAttention, cut, position_bias
 from mvdjax.tasks.base import build_swin
 
@@ -137,6 +137,35 @@ def test_loops_and_remat_change_nothing(clip):
         np.testing.assert_allclose(leaf, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max(), err_msg=path)
 
 
+def kept_shapes(remat):
+    """Shapes of what the backward pass of a stage of two blocks finds kept; a window has 7 x 5 x 3 tokens."""
+    stage = Stage(2, 2, (7, 5, 3), 4.0, False, remat, True, jnp.float32)
+    x = jax.ShapeDtypeStruct((1, 7, 5, 3, 8), jnp.float32)
+    params = jax.eval_shape(lambda k, x: stage.init(k, x, False, None), jax.random.key(0), x)
+    kept = jax.eval_shape(lambda p, x: jax.vjp(lambda p: stage.apply(p, x, False, None), p)[1], params, x)
+    return [leaf.shape for leaf in jax.tree.leaves(kept)]
+
+
+def test_dots_keeps_the_linear_layers_alone():
+    pairs = (105, 105)
+    kept = {remat: kept_shapes(remat) for remat in ('none', 'dots', 'full')}
+    assert any(shape[-2:] == pairs for shape in kept['none'])
+    assert not any(shape[-2:] == pairs or np.prod(shape) >= 105 * 105 * 2 for shape in kept['dots'])
+    for remat, outputs in (('dots', 2), ('full', 0)):
+        assert sum(shape == (1, 1, 105, 3, 2, 4) for shape in kept[remat]) == outputs, 'q, k and v of each block'
+
+
+def test_scores_over_the_vocabulary_are_float32():
+    model = MaskedSwin(build_swin({**SMALL, 'dtype': 'bfloat16'}), 3)
+    rng = np.random.RandomState(0)
+    x, head = rng.standard_normal((5, 16)), {'kernel': rng.standard_normal((16, 3)), 'bias': rng.standard_normal(3)}
+    x = np.asarray(jnp.asarray(x, jnp.bfloat16))
+    params = {'lm_head': jax.tree.map(lambda a: a.astype(np.float32), head)}
+    scores = model.apply({'params': params}, x, method=lambda m, x: m.lm_head(x))
+    assert scores.dtype == jnp.float32
+    np.testing.assert_allclose(scores, x.astype(np.float64) @ head['kernel'] + head['bias'], rtol=1e-5, atol=1e-5)
+
+
 def test_drop_path_acts_in_training_alone(clip):
     video, params = clip
     swin = build_swin({**SMALL, 'drop_path': 0.9})
@@ -203,7 +232,8 @@ def test_heads_and_hidden_units_are_split_and_depth_is_not():
 @pytest.mark.parametrize(
     ('options', 'call', 'message'),
     [
-        ({'remat': 'all'}, {}, "remat must be 'none', 'full' or 'dots', not 'all'"),
+        ({'remat': 'all'}, {}, "remat of a Swin must be 'none', 'full' or 'dots', not 'all'"),
+        ({'remat': 'offload'}, {}, "remat of a Swin must be 'none', 'full' or 'dots', not 'offload'"),
         ({'heads': (1,)}, {}, 'need one number above 0 per stage each'),
         ({'window': (2, 0, 2)}, {}, 'must be above 0'),
         ({'heads': (3, 3)}, {}, 'width 8 is not a multiple of heads 3'),

@@ -65,6 +65,11 @@ def test_the_output_depends_on_the_codes_alone_and_its_gradient_reaches_the_enco
     np.testing.assert_allclose(computed['grads']['code_table'], 0, atol=1e-6)
 
 
+def test_codes_are_compared_in_float32_on_any_hardware(params):
+    program = str(jax.make_jaxpr(lambda x: MODEL.apply({'params': params}, x, method='nearest'))(jnp.ones((2, 3))))
+    assert program.count('dot_general') == program.count('precision=(Precision.HIGHEST') == 1
+
+
 def test_unit_vectors_have_finite_gradients_at_zero():
     grads = jax.grad(lambda x: jnp.sum(unit(x)))(jnp.zeros(4))
     assert np.isfinite(grads).all()
