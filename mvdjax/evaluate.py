@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from typing import Any
 
 import jax
@@ -92,11 +93,16 @@ class SetEvaluator:
         predict = sharding.traced_on(mesh, task.predict, precision)
         self._predict = jax.jit(predict, out_shardings=sharding.replicated(mesh))
 
-    def __call__(self, params: Any, frozen: Any, beat: Callable[[], None] = lambda: None) -> dict[str, Any]:
-        """Evaluates; calls `beat` after every batch, as a sign of life.
+    def __call__(self, params: Any, frozen: Any, stop: Callable[[], bool] = lambda: False) -> dict[str, Any]:
+        """Evaluates.
+
+        Args:
+          params: of the task.
+          frozen: what the task does not train.
+          stop: asked after every batch, by every process; True, the same on all of them, ends the evaluation there.
 
         Returns:
-          {metric: number, 'scored': videos that count, 'videos': videos in the list}.
+          {metric: number, 'scored': videos that count, 'videos': videos in the list}; {} if it was told to stop.
         """
         evaluators = self._task.evaluators()
         scored = 0
@@ -110,7 +116,7 @@ class SetEvaluator:
             parts=parts,
             of=of,
         )
-        with progress_bar(len(self.files.records), 0, 'video') as bar:
+        with progress_bar(len(self.files.records), 0, 'video') as bar, closing(batches):
             for host in batches:
                 batch = sharding.place_batch(host, self._mesh)
                 outputs = jax.device_get(self._predict(params, frozen, batch))
@@ -119,7 +125,8 @@ class SetEvaluator:
                     evaluator.update(outputs, info)
                 scored += int(info['valid'].sum())
                 bar.update(len(info['valid']))
-                beat()
+                if stop():
+                    return {}
         numbers = {name: value for e in evaluators.values() for name, value in e.result().items()}
         return {**numbers, 'scored': scored, 'videos': len(self.files.records)}
 

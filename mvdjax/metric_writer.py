@@ -3,15 +3,16 @@
 Each line of `metrics.jsonl` is JSON; a number that is not finite stands there as "NaN", "Infinity" or "-Infinity".
 """
 
+import contextlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from tensorboardX import SummaryWriter
-
 from mvdjax import processes, wandb_run
+from mvdjax.errors import UserError
+from mvdjax.event_file import EventFile
 
 FILE = 'metrics.jsonl'
 _NO_NUMBERS = ('NaN', 'Infinity', '-Infinity')
@@ -20,7 +21,8 @@ _NO_NUMBERS = ('NaN', 'Infinity', '-Infinity')
 class MetricWriter:
     """Appends records; a context manager.
 
-    A resumed run takes back what was logged after the checkpoint it starts from, so that every step stands once.
+    A resumed run takes back what was logged after the checkpoint it starts from, so that every step stands once. A run
+    whose `metrics.jsonl` cannot be written stops; without TensorBoard it goes on.
     """
 
     def __init__(
@@ -35,7 +37,7 @@ class MetricWriter:
           config: what that project shows as the run's configuration.
 
         Raises:
-          UserError: Weights & Biases is not installed, or does not start.
+          UserError: Weights & Biases is not installed, or does not start, or the workdir cannot be written.
         """
         self._active = processes.is_main()
         self._workdir = workdir
@@ -45,12 +47,24 @@ class MetricWriter:
 
     def _open(self, start_step: int) -> None:
         path = os.path.join(self._workdir, FILE)
-        kept = [record for record in read_metrics(self._workdir) if record['step'] <= start_step]
-        with open(path + '.tmp', 'w', encoding='utf-8') as file:
-            file.writelines(_line(record) for record in kept)
-        os.replace(path + '.tmp', path)
-        self._file = open(path, 'a', encoding='utf-8')  # noqa: SIM115 - closed in __exit__
-        self._board = SummaryWriter(os.path.join(self._workdir, 'tensorboard'), purge_step=start_step + 1)
+        with self._told():
+            kept = [record for record in read_metrics(self._workdir) if record['step'] <= start_step]
+            with open(path + '.tmp', 'w', encoding='utf-8') as file:
+                file.writelines(_line(record) for record in kept)
+            os.replace(path + '.tmp', path)
+            self._file = open(path, 'a', encoding='utf-8')  # noqa: SIM115 - closed in _close
+        self._board = EventFile(self._workdir, start_step)
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """Whatever goes wrong with `metrics.jsonl`, as a sentence."""
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f'{os.path.join(self._workdir, FILE)} cannot be written ({error.strerror}); checkpoints are untouched. '
+                'Free space or fix the permissions and start the same command again'
+            ) from error
 
     def rewind(self, step: int) -> None:
         """Takes back what was logged after a step: the run goes on from there."""
@@ -59,30 +73,41 @@ class MetricWriter:
             self._open(step)
 
     def _close(self) -> None:
-        self._file.close()
         self._board.close()
+        with self._told():
+            self._file.close()
 
     def __enter__(self) -> 'MetricWriter':
         """Self."""
         return self
 
-    def __exit__(self, *_: object) -> None:
-        """Closes the files."""
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Closes the files. What goes wrong with that is told, unless something else has before."""
         if self._active:
-            self._close()
-            if self._wandb is not None:
-                self._wandb.finish()
+            try:
+                self._close()
+            except UserError:
+                if kind is None:
+                    raise
+            finally:
+                if self._wandb is not None:
+                    self._wandb.finish()
 
     def write(self, step: int, kind: str, values: Mapping[str, float]) -> None:
-        """One record: {'step': ..., 'kind': 'train' or an evaluation set, name: number}."""
+        """One record: {'step': ..., 'kind': 'train' or an evaluation set, name: number}.
+
+        Raises:
+          UserError: it cannot be written.
+        """
         if not self._active:
             return
-        self._file.write(_line({'step': step, 'kind': kind, **values}))
-        self._file.flush()
-        for name, value in values.items():
-            self._board.add_scalar(f'{kind}/{name}', value, step)
+        with self._told():
+            self._file.write(_line({'step': step, 'kind': kind, **values}))
+            self._file.flush()
+        named = {f'{kind}/{name}': value for name, value in values.items()}
+        self._board.write(step, named)
         if self._wandb is not None:
-            self._wandb.log({'step': step, **{f'{kind}/{name}': value for name, value in values.items()}})
+            self._wandb.log({'step': step, **named})
 
 
 def read_metrics(workdir: str) -> list[dict]:

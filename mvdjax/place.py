@@ -15,7 +15,7 @@ class Place:
       rollbacks: how many there were.
       streak: steps skipped in a row up to here.
       files: counts of files tried, see `Feed.counts`.
-      owes_evaluation: an evaluation belongs to this step, which the run had no time for when it was told to stop.
+      owes_evaluation: evaluations belong to this step, which was saved before they were made; see `evaluations.owed`.
     """
 
     step: int = 0

@@ -28,6 +28,7 @@ class Notice:
         self._steps = 0
         self._before: dict[int, Any] = {}
         self._service = False
+        self._reached = False
 
     def __enter__(self) -> 'Notice':
         """Takes the signals over, where that is possible: in the main thread."""
@@ -55,11 +56,18 @@ class Notice:
                 os.kill(os.getpid(), signal.SIGTERM)  # so that the other processes hear of it
 
     def reached(self) -> bool:
-        """Whether to save and stop now; to be asked after every step, by every process."""
+        """Whether to save and stop now; to be asked by every process, after every step and every batch evaluated.
+
+        Once it is so it stays so: JAX's service names one question of them all, and says yes to no later one.
+        """
         self._steps += 1
+        if self._reached:
+            return True
         if self._service:
-            return multihost_utils.reached_preemption_sync_point(self._steps)
-        return any(processes.exchange('notice', self._signal is not None))  # slower, but nobody stops alone
+            self._reached = multihost_utils.reached_preemption_sync_point(self._steps)
+        else:
+            self._reached = any(processes.exchange('notice', self._signal is not None))  # slower, but none stops alone
+        return self._reached
 
     def stopped(self, step: int) -> Stopped:
         """What to raise once the step is saved."""

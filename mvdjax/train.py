@@ -16,7 +16,8 @@ from mvdjax import config as configs
 from mvdjax.console import progress_bar, say
 from mvdjax.data.pipeline import Data, Stream
 from mvdjax.data.sources import FileList, check_same_classes, fingerprint
-from mvdjax.evaluate import SetEvaluator, eval_set, make_writable, summary
+from mvdjax.evaluate import SetEvaluator, eval_set, make_writable
+from mvdjax.evaluations import Evaluations, owed
 from mvdjax.feed import list_marks, main_part, open_feed, read_streams, rows_per_record
 from mvdjax.metric_writer import MetricWriter
 from mvdjax.monitor import Monitor
@@ -157,10 +158,11 @@ def train(config: ml_collections.ConfigDict, workdir: str, profile: str = '') ->
     ):
         before = saved.latest_meta()
         place = find_place(before, config, setup.lists, workdir)
-        if place.step >= steps:
+        missing = owed(place, setup.evaluators, workdir)
+        if place.step >= steps and not missing:
             say(f'{workdir} is finished: step {place.step} of {steps}')
             return {}
-        feed = open_feed(setup.streams, run, workdir, place, steps, mesh)
+        feed = open_feed(setup.streams, run, workdir, place, max(steps, place.step + 1), mesh)
         window = monitor.window()
         host = feed(window)
         task.check(host)
@@ -175,14 +177,15 @@ def train(config: ml_collections.ConfigDict, workdir: str, profile: str = '') ->
         health, timer, sender = Health(workdir, run, setup.streams, place), SaveTimer(run.save_minutes), Sender(mesh)
 
         numbers: dict[str, float] = {}
-        step, stop = place.step, False
+        step = place.step
         writer = MetricWriter(workdir, step, run.wandb, meta['config'])
         with closing(feed), writer, progress_bar(steps, step, 'step') as bar:
             monitor.start(step)
-            if place.owes_evaluation:
-                _evaluate(setup, step, state, frozen, writer, watch)
-            # The order matters: a checkpoint comes last, so that all that its steps have to say is written when a
-            # resumed run starts after it, and a window of metrics never spans one.
+            evaluations = Evaluations(setup.evaluators, run.eval_every, writer, watch, notice)
+            stop = evaluations(step, state.tested, frozen, missing)
+            # The order matters: metrics before a checkpoint, so that all that its steps have to say is written when a
+            # resumed run starts after it, and a window of metrics never spans one. An evaluation, which may take hours,
+            # comes after it: the checkpoint owes it, and a resumed run makes up for what has no line in the metrics.
             while step < steps and not stop:
                 step += 1
                 last = step == steps
@@ -195,8 +198,9 @@ def train(config: ml_collections.ConfigDict, workdir: str, profile: str = '') ->
                     sender.send(host)
                 watch.beat(step)
                 saved.check()
-                stop = notice.reached() and not last
-                log = last or step % run.log_every == 0
+                evaluate = evaluations.due(step, last)
+                stop = notice.reached() and (evaluate or not last)
+                log = last or evaluate or step % run.log_every == 0
                 save = last or stop or step % run.save_every == 0 or timer.due(ask=log)
                 if log or save:
                     numbers = monitor.numbers(window)
@@ -211,30 +215,21 @@ def train(config: ml_collections.ConfigDict, workdir: str, profile: str = '') ->
                     window = monitor.window()
                     writer.write(step, 'train', {'epoch': step / setup.steps_per_epoch, **numbers})
                     _show(bar, step, steps, numbers)
-                evaluate = bool(setup.evaluators) and (last or step % run.eval_every == 0)
-                if evaluate and not stop:  # who is told to stop has no time for it; the resumed run makes up for it
+                if evaluate and not save:
                     with window.losing('evaluate'):
-                        _evaluate(setup, step, state, frozen, writer, watch)
+                        stop = save = evaluate = evaluations(step, state.tested, frozen)  # told to stop meanwhile
                 if save:
-                    here = health.here(step, feed.totals(ahead=not last), owes_evaluation=evaluate and stop)
+                    here = health.here(step, feed.totals(ahead=not last), owes_evaluation=evaluate)
                     with window.losing('save'):
                         saved.save(state, {**meta, **here.meta(run.global_batch, setup.lists)})
                     timer.restart()
+                if evaluate and not stop:
+                    with window.losing('evaluate'):
+                        stop = evaluations(step, state.tested, frozen)
                 bar.update(1)
     if stop:
         raise notice.stopped(step)
     return numbers
-
-
-def _evaluate(
-    setup: Setup, step: int, state: train_state.TrainState, frozen: Any, writer: MetricWriter, watch: hang.Watch
-) -> None:
-    """Runs the evaluations that belong to a step, on the moving average where the run keeps one."""
-    params = state.params if state.ema is None else state.ema
-    for name, evaluator in setup.evaluators.items():
-        found = evaluator(params, frozen, watch.beat)
-        writer.write(step, name, found)
-        say(f'step {step} {name}: {summary(found, None)}')
 
 
 def _batch_sum(setup: Setup) -> str:

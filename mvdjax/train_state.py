@@ -30,6 +30,11 @@ class TrainState(NamedTuple):
     opt_state: Any
     ema: Any
 
+    @property
+    def tested(self) -> Any:
+        """The parameters that evaluations see: the moving average where there is one."""
+        return self.params if self.ema is None else self.ema
+
 
 def abstract_params(task: Task, batch: Batch) -> Any:
     """Shapes of the task's parameters for batches like `batch`; computes nothing."""

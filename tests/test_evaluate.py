@@ -1,17 +1,21 @@
 """Evaluation: nothing replaced, nothing counted twice, the same numbers for any batch and device count."""
 
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 import small_runs
 
+from mvdjax import checkpoints
 from mvdjax import config as configs
-from mvdjax.errors import UserError
-from mvdjax.evaluate import evaluate
+from mvdjax.errors import TRY_AGAIN, Stopped, UserError
+from mvdjax.evaluate import SetEvaluator, evaluate
 from mvdjax.evaluation.multiview import TopK
+from mvdjax.metric_writer import read_metrics
 from mvdjax.train import make_evaluators, train
 
 
@@ -98,13 +102,48 @@ def test_sets_that_are_never_evaluated_are_named(capsys):
     assert 'run.eval_sets names val, test, but run.eval_every is 0: nothing is evaluated' in capsys.readouterr().out
 
 
-def test_evaluation_during_training_is_logged(demo_data, tmp_path):
-    from mvdjax.metric_writer import read_metrics
+def evaluated_run(demo_data):
+    return small_runs.load('finetune', demo_data, 'run.steps=4', 'run.eval_every=2', "run.eval_sets=('val',)")
 
-    config = small_runs.load('finetune', demo_data, 'run.steps=4', 'run.eval_every=2', "run.eval_sets=('val',)")
+
+def val_lines(workdir):
+    return [r for r in read_metrics(str(workdir)) if r['kind'] == 'val']
+
+
+@pytest.fixture(scope='module')
+def undisturbed(demo_data, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp('undisturbed')
+    train(evaluated_run(demo_data), str(workdir))
+    return workdir
+
+
+def test_evaluation_during_training_is_logged(undisturbed):
+    assert [(r['step'], r['scored']) for r in val_lines(undisturbed)] == [(2, 8), (4, 8)]
+
+
+def test_a_run_told_to_stop_while_it_evaluates_saves_and_makes_up_for_it(demo_data, undisturbed, tmp_path, monkeypatch):
+    """At step 2, which is saved because of it, and at step 4, the last, which was saved before."""
+    call = SetEvaluator.__call__
+    config = evaluated_run(demo_data)
+
+    def told(self, params, frozen, stop):
+        return call(self, params, frozen, lambda: os.kill(os.getpid(), signal.SIGTERM) or stop())
+
+    for step in (2, 4):
+        with monkeypatch.context() as patch:
+            # A resumed run first makes up for an evaluation, in peace, and is told in the next one.
+            due = iter([told] if step == 2 else [call, told])
+            patch.setattr(SetEvaluator, '__call__', lambda self, *a, due=due: next(due)(self, *a))
+            with pytest.raises(Stopped, match=f'stopped after step {step}, which is saved') as stopped:
+                train(config, str(tmp_path))
+        assert stopped.value.code == TRY_AGAIN
+        assert checkpoints.read_meta(str(tmp_path))['progress']['owes_evaluation']
+        assert [r['step'] for r in val_lines(tmp_path)] == [2][: step // 2 - 1]
     train(config, str(tmp_path))
-    scored = {r['step']: r['scored'] for r in read_metrics(str(tmp_path)) if r['kind'] == 'val'}
-    assert scored == {2: 8, 4: 8}
+    assert small_runs.losses(tmp_path) == small_runs.losses(undisturbed)
+    assert val_lines(tmp_path) == val_lines(undisturbed)
+    assert train(config, str(tmp_path)) == {}  # nothing is owed any more
+    assert val_lines(tmp_path) == val_lines(undisturbed)
 
 
 def test_top_k_counts_ranks_and_skips_invalid_rows():
