@@ -5,10 +5,11 @@
         --config.task.perceptual.checkpoint=runs/mae_in1k_vit_b
     mvdjax evaluate --config=configs/bevt/in1k_tokenizer.py --checkpoint=runs/tokenizer_in1k --set=val
 
-Then give the recipes of BEVT --config.task.tokenizer with kind vq, this checkpoint and this model. Not a
-published recipe and not yet run at this size: network, rates and length are ours. PeCo's own has as many codes; its
-perceptual network is another self-supervised one. Images have 112 pixels, the size of BEVT's tokenizer view, so a code
-stands for 8 x 8 of them; they must divide into the patches of the perceptual encoder, which was trained at twice that.
+Then give the recipes of BEVT --config.task.tokenizer.kind=vq --config.task.tokenizer.checkpoint=runs/tokenizer_in1k;
+the model is the checkpoint's. Not a published recipe and not yet run at this size: network, rates and length are ours.
+PeCo's own has as many codes; its perceptual network is another self-supervised one. Images have 112 pixels, the size of
+BEVT's tokenizer view, so a code stands for 8 x 8 of them; they must divide into the patches of the perceptual encoder,
+which was trained at twice that.
 Expected: nothing is published for this; BEVT with PeCo's codes is 0.5 to 0.8 points above BEVT with DALL-E's.
 ":debug" is a tiny model for two steps on the demo data (mvdjax data demo --output=quickstart/data).
 """

@@ -17,7 +17,7 @@ from mvdjax.models.embed import Grid
 from mvdjax.models.video_swin import VideoSwin, resize_mask
 from mvdjax.tasks.backbones import swin_layer_index
 from mvdjax.tasks.base import Batch, build_swin, model_input
-from mvdjax.tasks.tokenizer import RANDOM, Tokenizer, make_tokenizer
+from mvdjax.tasks.tokenizer import RANDOM, Tokenizer, complete, make_tokenizer
 
 STREAMS = ('video', 'image')
 
@@ -152,7 +152,7 @@ class Task:
 
     def abstract_frozen(self, batch: Batch) -> dict[str, Any]:
         """The shapes of the tokenizer's weights."""
-        untrained = make_tokenizer({**self.tokenizer, 'checkpoint': RANDOM})
+        untrained = make_tokenizer({**complete(self.tokenizer), 'checkpoint': RANDOM})
         return {'tokenizer': jax.eval_shape(untrained.params)}
 
     def scores(

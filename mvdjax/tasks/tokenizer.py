@@ -1,7 +1,7 @@
 """Frozen tokenizers: what turns the pixels of an image or a clip into the labels of masked token prediction (BEVT).
 
 A task holds a section of its config, {'kind': ..., ...}, and makes the tokenizer of it with `make_tokenizer`. Another
-kind is another class with these five members, named in `KINDS`.
+kind is another class with these seven members, named in `KINDS`.
 """
 
 import dataclasses
@@ -20,6 +20,7 @@ from mvdjax.rng import named_key
 from mvdjax.tasks.base import build_module, check_backbone, normalize
 
 RANDOM = 'random'  # instead of a checkpoint: untrained weights, for debugging
+VQ_SIZES = ('channels', 'blocks', 'vocabulary', 'code_dim')  # of `models.vq.VQ`
 
 
 class Tokenizer(Protocol):
@@ -163,7 +164,7 @@ class Codebook:
 
     Attributes:
       checkpoint: its workdir or checkpoint, or 'random'.
-      model: section of `models.vq.VQ`, the one that it was trained with.
+      model: section of `models.vq.VQ`, the one that it was trained with (see `complete`).
       frames_at_once: see `by_frames`.
     """
 
@@ -249,13 +250,31 @@ def build_vq(config: Mapping[str, Any]) -> vq.VQ:
     return model
 
 
+def complete(section: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A tokenizer section that states the model: a `vq` one without sizes takes the model from its checkpoint.
+
+    So `kind` and `checkpoint` are all that a recipe has to be given. What the section does state, as a dtype, stays.
+
+    Raises:
+      UserError: the model is not stated, and there is no checkpoint, or one of another task.
+    """
+    checkpoint, model = section.get('checkpoint', RANDOM), section.get('model', {})
+    if section.get('kind') != 'vq' or checkpoint == RANDOM or any(size in model for size in VQ_SIZES):
+        return section
+    config = checkpoints.read_meta(checkpoint)['config']
+    if config.get('task_name') != 'tokenizer_vq':
+        task = config.get('task_name', 'converted')
+        raise UserError(f'{checkpoint} is a {task} checkpoint; a vq tokenizer needs one of tokenizer_vq')
+    return {**section, 'model': {**config['task']['model'], **model}}
+
+
 def make_tokenizer(section: Mapping[str, Any]) -> Tokenizer:
     """The tokenizer of a config section: `kind` names the class, every other key is an argument of it.
 
     Raises:
-      UserError: an unknown kind, or a key that it does not take.
+      UserError: an unknown kind, a key that it does not take, or as `complete`.
     """
-    options = dict(section)
+    options = dict(complete(section))
     kind = options.pop('kind', None)
     if kind not in KINDS:
         raise UserError(f'tokenizer.kind must be one of {", ".join(KINDS)}, not {kind!r}')

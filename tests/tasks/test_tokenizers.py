@@ -1,6 +1,7 @@
 """Frozen tokenizers, and the training of one."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +13,11 @@ from mvdjax import config as configs
 from mvdjax import trees
 from mvdjax.errors import UserError
 from mvdjax.evaluation.codebook import CodebookUse
+from mvdjax.saving import Checkpoints
 from mvdjax.tasks import tokenizer, tokenizer_vq
-from mvdjax.tasks.base import normalize
+from mvdjax.tasks.base import describe, normalize
 from mvdjax.train import train
+from mvdjax.train_state import TrainState
 
 MODEL = {'channels': (4, 8), 'blocks': 1, 'vocabulary': 16, 'code_dim': 4}
 DALLE = {'kind': 'dalle', 'checkpoint': 'random', 'model': {'width': 4, 'vocabulary': 8}}
@@ -70,6 +73,27 @@ def test_frames_at_a_time_change_nothing(at_once):
 def test_wrong_sections_are_refused(section, message):
     with pytest.raises(UserError, match=message):
         tokenizer.make_tokenizer(section)
+
+
+def test_a_codebook_takes_its_model_from_its_checkpoint(tmp_path):
+    def write(name, task_name, model):
+        config = {'task_name': task_name, 'task': {'model': {**model, 'dtype': 'float32'}}}
+        meta = {'schema_version': 1, 'config': config, 'backbone': describe(tokenizer.build_vq(MODEL))}
+        with Checkpoints(str(tmp_path / name), 1) as writer:
+            params = {'x': np.zeros(1, np.float32)}
+            writer.save(TrainState(np.int32(1), np.int32(0), params, {}, None), json.loads(json.dumps(meta)))
+        return {'kind': 'vq', 'checkpoint': str(tmp_path / name), 'model': {'dtype': 'bfloat16'}}
+
+    section = write('codes', 'tokenizer_vq', MODEL)
+    found = tokenizer.make_tokenizer(section)
+    assert found.codebook() == tokenizer.build_vq({**MODEL, 'dtype': 'bfloat16'})
+    assert found.vocabulary == 16
+    stated = {**section, 'checkpoint': 'runs/none', 'model': MODEL}
+    assert tokenizer.make_tokenizer(stated).vocabulary == 16  # and no checkpoint need exist
+    with pytest.raises(UserError, match='no checkpoint in runs/none'):
+        tokenizer.make_tokenizer({**stated, 'model': {}})
+    with pytest.raises(UserError, match='is a mae checkpoint; a vq tokenizer needs one of tokenizer_vq'):
+        tokenizer.make_tokenizer(write('images', 'mae', {'variant': 'B'}))
 
 
 def test_videos_without_a_grid_are_refused():
