@@ -21,6 +21,11 @@ TOOLS = {
         'what compiling the step of a config costs, scanned and unrolled, and what the cache of executables saves',
         'mvdjax bench compile --output=compile.json',
     ),
+    'swin': (
+        'mvdjax.bench.swin',
+        'a two-stream step of a Swin, forward and backward, beside the published backbone',
+        'mvdjax bench swin --variant=T --clips=1 --images=8 --peer=../BEVT',
+    ),
     'step': (
         'mvdjax.bench.step',
         "a training step of any recipe, without data: clips/s, share of the device's matrix rate, memory",

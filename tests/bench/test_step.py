@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from mvdjax import config_file
-from mvdjax.bench import step
+from mvdjax.bench import step, swin
 from mvdjax.bench.measure import Result
 from mvdjax.errors import UserError
 from mvdjax.main import main
@@ -101,3 +101,27 @@ def test_report_compares_with_the_matrix_rate_and_round_by_round():
 def test_errors(arguments, says, capsys):
     assert main(['bench', 'step', f'--config={DISTIL}', '--dtype=float32', *arguments]) == 1
     assert says in capsys.readouterr().err
+
+
+def test_swin_compares_steps_round_by_round(monkeypatch, capsys, tmp_path):
+    def measured(ways, repeats, progress, environment):
+        assert [way.name for way in ways] == ['ours', 'published']
+        assert ways[0].arguments['variant'] == 'debug'
+        return {
+            'ours': Result('ours', 2, (9.0,) * 3, (10.0, 10.0, 30.0), {}),
+            'published': Result('published', 2, (12.0,) * 3, (30.0, 20.0, 60.0), {}),
+        }
+
+    monkeypatch.setattr(swin, 'interleaved', measured)
+    arguments = [
+        '--variant=debug',
+        '--clips=2',
+        '--images=1',
+        f'--peer={tmp_path}',
+        f'--output={tmp_path / "swin.json"}',
+    ]
+    assert main(['bench', 'swin', *arguments]) == 0
+    assert '| published | 60 | 24 | 2.00 |' in capsys.readouterr().out
+    assert json.loads((tmp_path / 'swin.json').read_text())['rows'][1]['times_slower_than_ours'] == 2.0
+    assert main(['bench', 'swin', '--images=0']) == 1
+    assert '--images must be at least 1' in capsys.readouterr().err
