@@ -28,6 +28,7 @@ from mvdjax.settings import Run
 from mvdjax.sharding import Sender
 from mvdjax.tasks.base import Task
 from mvdjax.train_step import compile_step
+from mvdjax.workdir_lock import WorkdirLock
 
 
 def make_optimizer(
@@ -144,13 +145,15 @@ def train(config: ml_collections.ConfigDict, workdir: str, profile: str = '') ->
       The last window's metrics.
 
     Raises:
-      UserError: anything wrong with config, data, checkpoints or workdir, or with the run's health.
+      UserError: anything wrong with config, data, checkpoints or workdir (another run may be in it), or with the run's
+        health.
       Stopped: the run was told to stop, and has saved.
     """
     make_writable(workdir)
     setup = prepare(config, workdir)
     run, mesh, task, steps = setup.run, setup.mesh, setup.task, setup.steps
     with (
+        WorkdirLock(workdir),
         preemption.Notice() as notice,
         Checkpoints(workdir, run.keep, run.keep_every) as saved,  # leaving it waits for the last save
         hang.Watch(run.hang_minutes) as watch,
