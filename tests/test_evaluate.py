@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from mvdjax import config as configs
 from mvdjax.errors import UserError
 from mvdjax.evaluate import evaluate
 from mvdjax.evaluation.multiview import TopK
-from mvdjax.train import make_evaluators, train
+from mvdjax.train import _evaluate, make_evaluators, train
+from mvdjax.train_state import TrainState
 
 
 @pytest.fixture(scope='module')
@@ -54,6 +56,18 @@ def test_an_undecodable_video_is_left_out_and_named(demo_data, classifier, tmp_p
 
 def test_the_average_is_another_set_of_weights(demo_data, classifier, tmp_path):
     assert score(demo_data, classifier, tmp_path, ema=True)['scored'] == 16
+
+
+@pytest.mark.parametrize(('ema', 'expected'), [({'x': 2.0}, 2.0), (None, 1.0)])
+def test_training_evaluates_the_average_where_there_is_one(ema, expected):
+    def evaluator(params, frozen, beat):
+        return {'top1': params['x'], 'scored': 1, 'videos': 1}
+
+    written = []
+    writer = SimpleNamespace(write=lambda step, name, found: written.append((step, name, found['top1'])))
+    setup, watch = SimpleNamespace(evaluators={'val': evaluator}), SimpleNamespace(beat=None)
+    _evaluate(setup, 3, TrainState(3, 0, {'x': 1.0}, {}, ema), {}, writer, watch)
+    assert written == [(3, 'val', expected)]
 
 
 def test_unknown_set_and_missing_checkpoint(demo_data, classifier, tmp_path):
