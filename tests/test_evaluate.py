@@ -17,6 +17,7 @@ from mvdjax.evaluate import SetEvaluator, evaluate
 from mvdjax.evaluation.multiview import TopK
 from mvdjax.metric_writer import read_metrics
 from mvdjax.train import make_evaluators, train
+from mvdjax.train_state import TrainState
 
 
 @pytest.fixture(scope='module')
@@ -58,6 +59,11 @@ def test_an_undecodable_video_is_left_out_and_named(demo_data, classifier, tmp_p
 
 def test_the_average_is_another_set_of_weights(demo_data, classifier, tmp_path):
     assert score(demo_data, classifier, tmp_path, ema=True)['scored'] == 16
+
+
+@pytest.mark.parametrize(('ema', 'expected'), [({'x': 2.0}, 2.0), (None, 1.0)])
+def test_training_evaluates_the_average_where_there_is_one(ema, expected):
+    assert TrainState(3, 0, {'x': 1.0}, {}, ema).tested == {'x': expected}
 
 
 def test_unknown_set_and_missing_checkpoint(demo_data, classifier, tmp_path):
