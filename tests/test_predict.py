@@ -25,7 +25,7 @@ DEMO_CLASSES = 8
 def classifier(demo_data, tmp_path_factory):
     """Two steps of the fine-tuning's debug form."""
     workdir = tmp_path_factory.mktemp('classifier')
-    spec, overrides = arguments('finetune', demo_data, 'run.steps=2', arg='debug')
+    spec, overrides = arguments('finetune', demo_data, 'run.steps=2', 'run.ema_decay=0.5', arg='debug')
     jax.config.update('jax_disable_most_optimizations', True)  # most of the time is XLA's
     train(configs.load(spec, overrides), str(workdir))
     jax.config.update('jax_disable_most_optimizations', False)
@@ -94,6 +94,13 @@ def test_probabilities_are_those_of_the_evaluation_and_of_the_video(classifier, 
 def test_a_step_folder_is_a_checkpoint_too(classifier, videos):
     by_step = predict(f'{classifier}/checkpoints/2', [videos['plain.mp4']])
     assert by_step == predict(classifier, [videos['plain.mp4']])
+
+
+def test_the_average_is_another_classifier(capsys, classifier, videos):
+    argv = ['predict', f'--checkpoint={classifier}', videos['plain.mp4'], '--ema']
+    assert cli.main(argv) == 0
+    assert tables(capsys.readouterr().out)
+    assert predict(classifier, [videos['plain.mp4']], use_ema=True) != predict(classifier, [videos['plain.mp4']])
 
 
 def test_broken_files_are_reported_and_the_others_printed(capsys, classifier, videos, tmp_path):
