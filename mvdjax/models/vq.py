@@ -125,7 +125,8 @@ class VQ(nn.Module):
     def nearest(self, vectors: jax.Array) -> jax.Array:
         """(..., code_dim) vectors of length one -> (...) int32 codes with the smallest angle to them."""
         # In float32 where accelerators would round: angles to codes that lie close differ by little.
-        likeness = jnp.matmul(vectors, self.codes().T, precision=jax.lax.Precision.HIGHEST)
+        contracted = (((vectors.ndim - 1,), (1,)), ((), ()))
+        likeness = jax.lax.dot_general(vectors, self.codes(), contracted, precision=jax.lax.Precision.HIGHEST)
         return jnp.argmax(likeness, axis=-1).astype(jnp.int32)
 
     def tokens(self, images: jax.Array) -> jax.Array:

@@ -78,7 +78,7 @@ def test_a_published_image_model_becomes_one_of_both_streams(tmp_path):
     name = 'bevt/inflate_bevt_window4to7'
     case = golden(name)
     path, backbone = converted(case, tmp_path), swin(case['config'])
-    check_backbone(checkpoints.read_meta(path), backbone, 'model', path)
+    assert 'corrected' in check_backbone(checkpoints.read_meta(path), backbone, 'model', path, starts=True)
     before = {n: weight(n, s) for n, s in case['shapes'].items()}
     fresh = ('^(lm_down_st|fpn_s|fpn_t|lm_head)/',)
     loaded = trees.flatten(handover.load_params(path, masked(backbone), 'model', allow_fresh=fresh).params)

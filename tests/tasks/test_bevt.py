@@ -104,13 +104,15 @@ def test_the_loss_is_the_mean_over_all_hidden_tokens_and_predict_over_each_sampl
 
 
 def products(jaxpr):
-    """FLOPs of matrix products and convolutions, but for those at full precision, which spread bias tables."""
+    """FLOPs of matrix products and convolutions, but for those at full precision that spread bias tables."""
     total = 0.0
     for eqn in jaxpr.eqns:
-        if eqn.primitive.name == 'dot_general' and jax.lax.Precision.HIGHEST not in (eqn.params['precision'] or ()):
+        if eqn.primitive.name == 'dot_general':
             (contracted, _), _ = eqn.params['dimension_numbers']
-            shape = eqn.invars[0].aval.shape
-            total += 2 * math.prod(eqn.outvars[0].aval.shape) * math.prod(shape[i] for i in contracted)
+            shape, result = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
+            exact = jax.lax.Precision.HIGHEST in (eqn.params['precision'] or ())
+            if not exact or result[-1] == VQ['model']['vocabulary']:  # the search for the nearest code is exact, too
+                total += 2 * math.prod(result) * math.prod(shape[i] for i in contracted)
         if eqn.primitive.name == 'conv_general_dilated':
             kernel = eqn.invars[1].aval.shape
             outputs = eqn.params['dimension_numbers'].rhs_spec[0]
