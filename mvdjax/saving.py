@@ -179,8 +179,13 @@ class Checkpoints:
             raise  # the devices, or another process that is gone: nothing that storage has to do with
         except Exception as error:
             if processes.is_main():
-                for half in self.folder.glob(f'{step}{TEMPORARY}*'):
-                    shutil.rmtree(half, ignore_errors=True)
+                for _ in range(20):  # a writing thread of Orbax's may still be adding to it
+                    halves = list(self.folder.glob(f'{step}{TEMPORARY}*'))
+                    for half in halves:
+                        shutil.rmtree(half, ignore_errors=True)
+                    if not halves:
+                        break
+                    time.sleep(0.1)
             raise UserError(
                 f'saving step {step} to {self.folder} failed ({checkpoints.first_line(error)}); earlier checkpoints '
                 'are untouched. Free space or fix the permissions and start the same command again'
