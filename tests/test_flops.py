@@ -1,12 +1,12 @@
 """FLOPs by formula against published counts, every matrix product that is traced, and the compiler's own count."""
 
-import math
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
 from small_runs import CONFIGS
+from traced_flops import products
 
 from mvdjax import config as configs
 from mvdjax import flops, hardware
@@ -52,20 +52,6 @@ def gradient(task, batch):
 
     params = jax.eval_shape(task.init, jax.random.key(0), batch)
     return function, (params, jax.eval_shape(task.frozen), batch)
-
-
-def products(jaxpr):
-    """FLOPs of the matrix products of a traced program, those of a scan as often as it runs."""
-    total = 0.0
-    for eqn in jaxpr.eqns:
-        if eqn.primitive.name == 'dot_general':
-            (contracted, _), _ = eqn.params['dimension_numbers']
-            shape = eqn.invars[0].aval.shape
-            total += 2 * math.prod(eqn.outvars[0].aval.shape) * math.prod(shape[i] for i in contracted)
-        times = eqn.params['length'] if eqn.primitive.name == 'scan' else 1
-        inner = [eqn.params[name] for name in ('jaxpr', 'call_jaxpr') if name in eqn.params]
-        total += times * sum(products(getattr(j, 'jaxpr', j)) for j in inner)
-    return total
 
 
 @pytest.mark.parametrize('name', TASKS)

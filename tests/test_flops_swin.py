@@ -1,10 +1,9 @@
 """FLOPs of Swins by formula against the published counts and every matrix product that is traced."""
 
-import math
-
 import jax
 import jax.numpy as jnp
 import pytest
+from traced_flops import at_full_precision, products
 
 from mvdjax import flops_swin
 from mvdjax.models.bevt import MaskedSwin, SwinClassifier
@@ -13,29 +12,16 @@ from mvdjax.tasks.base import build_swin
 SIZE = {'width': 16, 'depths': (2, 1, 4), 'heads': (1, 2, 4)}
 
 
-def products(jaxpr):
-    """FLOPs of the matrix products of a traced program but for those at full precision, which spread bias tables."""
-    total = 0.0
-    for eqn in jaxpr.eqns:
-        if eqn.primitive.name == 'dot_general' and jax.lax.Precision.HIGHEST not in (eqn.params['precision'] or ()):
-            (contracted, _), _ = eqn.params['dimension_numbers']
-            shape = eqn.invars[0].aval.shape
-            total += 2 * math.prod(eqn.outvars[0].aval.shape) * math.prod(shape[i] for i in contracted)
-        times = eqn.params['length'] if eqn.primitive.name == 'scan' else 1
-        inner = [eqn.params[name] for name in ('jaxpr', 'call_jaxpr') if name in eqn.params]
-        total += times * sum(products(getattr(j, 'jaxpr', j)) for j in inner)
-    return total
-
-
 def counted(model, video, **options):
-    """FLOPs of the products of a training step."""
+    """FLOPs of the products of a training step, but for those that spread bias tables."""
     params = jax.eval_shape(lambda: model.init(jax.random.key(0), video, **options))['params']
 
     def loss(params, video):
         return jnp.sum(model.apply({'params': params}, video, **options)[0])
 
     with jax.default_matmul_precision('default'):
-        return products(jax.make_jaxpr(jax.grad(loss))(params, video).jaxpr)
+        traced = jax.make_jaxpr(jax.grad(loss))(params, video)
+    return products(traced.jaxpr, lambda eqn: not at_full_precision(eqn))
 
 
 @pytest.mark.parametrize('shape', [(2, 8, 32, 32, 3), (1, 5, 40, 28, 3)])  # whole windows; padding everywhere

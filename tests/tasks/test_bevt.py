@@ -1,12 +1,12 @@
 """Masked token prediction by itself: batches and their checks, losses, FLOPs, and the numbers on several devices."""
 
 import dataclasses
-import math
 
 import jax
 import numpy as np
 import pytest
 from golden_weights import known_options, quick_jit
+from traced_flops import at_full_precision, products
 
 from mvdjax import losses, metrics, optimizers, sharding, train_state
 from mvdjax.errors import UserError
@@ -103,34 +103,17 @@ def test_the_loss_is_the_mean_over_all_hidden_tokens_and_predict_over_each_sampl
     assert (float(loss), float(values['loss_image'][1])) == (0.0, 0.0)
 
 
-def products(jaxpr):
-    """FLOPs of matrix products and convolutions, but for those at full precision that spread bias tables."""
-    total = 0.0
-    for eqn in jaxpr.eqns:
-        if eqn.primitive.name == 'dot_general':
-            (contracted, _), _ = eqn.params['dimension_numbers']
-            shape, result = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
-            exact = jax.lax.Precision.HIGHEST in (eqn.params['precision'] or ())
-            if not exact or result[-1] == VQ['model']['vocabulary']:  # the search for the nearest code is exact, too
-                total += 2 * math.prod(result) * math.prod(shape[i] for i in contracted)
-        if eqn.primitive.name == 'conv_general_dilated':
-            kernel = eqn.invars[1].aval.shape
-            outputs = eqn.params['dimension_numbers'].rhs_spec[0]
-            places = math.prod(eqn.outvars[0].aval.shape) / math.prod(eqn.params['lhs_dilation'])  # the rest are zeros
-            total += 2 * places * math.prod(kernel) / kernel[outputs]
-        times = eqn.params['length'] if eqn.primitive.name == 'scan' else 1
-        inner = [eqn.params[name] for name in ('jaxpr', 'call_jaxpr') if name in eqn.params]
-        total += times * sum(products(getattr(j, 'jaxpr', j)) for j in inner)
-    return total
-
-
 def traced(task, batch):
-    """FLOPs of the products of a training step."""
+    """FLOPs of the products of a training step, but for those that spread bias tables."""
+
+    def counts(eqn):  # the search for the nearest code is at full precision, too
+        return not at_full_precision(eqn) or eqn.outvars[0].aval.shape[-1] == VQ['model']['vocabulary']
+
     rngs = {name: jax.random.key(0) for name in task.rng_names}
     params = jax.eval_shape(task.init, jax.random.key(0), batch)
     with jax.default_matmul_precision('default'):
         step = jax.make_jaxpr(lambda p, f, b: jax.grad(lambda q: task.loss(q, f, b, rngs, True)[0])(p))
-        return products(step(params, task.abstract_frozen(batch), batch).jaxpr)
+        return products(step(params, task.abstract_frozen(batch), batch).jaxpr, counts)
 
 
 @pytest.mark.parametrize('tokenizer', [VQ, DALLE], ids=['vq', 'dalle'])
