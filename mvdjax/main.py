@@ -17,6 +17,10 @@ COMMANDS = {
     'train': ('mvdjax.train', 'train any stage; resumes by itself when the workdir holds checkpoints'),
     'evaluate': ('mvdjax.evaluate', 'score a checkpoint with the multi-view test; writes results.json'),
     'predict': ('mvdjax.predict', 'top-5 classes, with names, of any video file'),
+    'features': (
+        'mvdjax.features',
+        'what a trained encoder makes of videos: vectors or maps of tokens, as NumPy arrays',
+    ),
     'convert': ('mvdjax.convert.command', 'PyTorch checkpoints of MAE, VideoMAE and MVD to this project, and back'),
     'selfcheck': ('mvdjax.selfcheck', 'whether this machine gives the answers stored with a checkpoint'),
     'ckpt': ('mvdjax.ckpt.cli', 'list, verify and copy checkpoints'),

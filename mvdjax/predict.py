@@ -1,18 +1,18 @@
 """`mvdjax predict`: the most probable classes of any video file, with the views that the checkpoint is tested with."""
 
 import argparse
-import sys
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
-from mvdjax import checkpoints, handover, sharding
-from mvdjax import config as configs
+from mvdjax import sharding
 from mvdjax.data.decode import DecodeError
 from mvdjax.data.pipeline import make_recipe
 from mvdjax.data.schema import Record
 from mvdjax.errors import UserError
+from mvdjax.inference import open_finished, tell_unreadable
 
 
 def predict(
@@ -35,16 +35,17 @@ def predict(
     """
     if top < 1:
         raise UserError(f'--top must be at least 1, not {top}')
-    meta = checkpoints.read_meta(checkpoint)
-    config = configs.from_meta(meta)
-    if config.task_name != 'classify':
-        raise UserError(f'{checkpoint} is a {config.task_name} checkpoint; predict needs a fine-tuned classifier')
-    sets = configs.section(config, 'evals')
-    if 'test' not in sets:
+    finished = open_finished(checkpoint)
+    task: Any = finished.task
+    if finished.config.task_name != 'classify':
+        raise UserError(
+            f'{checkpoint} is a {finished.config.task_name} checkpoint; predict needs a fine-tuned classifier'
+        )
+    test = finished.test_data()
+    if test is None:
         raise UserError(f'the config in {checkpoint} has no evaluation set "test", so its test views are unknown')
-    recipe = make_recipe(sets['test']['data']['recipe'], sets['test']['data']['options'])
-    task = configs.make_task(config)
-    names = meta['class_names'] or [f'class {i}' for i in range(task.num_classes)]
+    recipe = make_recipe(test['recipe'], test['options'])
+    names = finished.meta['class_names'] or [f'class {i}' for i in range(task.num_classes)]
     mesh = sharding.make_mesh(data=1, devices=1)
     run = jax.jit(task.predict)
     params = None
@@ -53,13 +54,12 @@ def predict(
         try:
             sample = recipe(Record(path, 0, 0), np.random.default_rng(0))
         except DecodeError as error:
-            print(f'error: {path} {error.reason}', file=sys.stderr)
+            tell_unreadable(path, error.reason)
             continue
         batch = {'video': sample['video'][None]}
         if params is None:
             expected = jax.eval_shape(task.init, jax.random.key(0), batch)
-            loaded = handover.load_params(checkpoint, expected, 'model', use_ema=use_ema)
-            params = sharding.place_tree(loaded.params, mesh)
+            params = sharding.place_tree(finished.load(expected, use_ema), mesh)
         probability = np.asarray(run(params, {}, batch)['probability'])[0]
         order = np.argsort(-probability, kind='stable')[:top]
         results[path] = [(names[i], float(probability[i])) for i in order]

@@ -245,7 +245,15 @@ def records_of_step(streams: Mapping[str, Stream], *, seed: int, step: int) -> d
 
 
 def eval_batches(
-    data: Data, files: FileList, *, batch: int, empty: Sample, bad: BadFiles, parts: tuple[int, ...] = (0,), of: int = 1
+    data: Data,
+    files: FileList,
+    *,
+    batch: int,
+    empty: Sample,
+    bad: BadFiles,
+    parts: tuple[int, ...] = (0,),
+    of: int = 1,
+    start_step: int = 0,
 ) -> Batches:
     """This process's rows of every evaluation batch, in list order, the last one padded.
 
@@ -257,8 +265,9 @@ def eval_batches(
       bad: where unreadable files are noted.
       parts: those of every batch that this process reads, in order.
       of: equal parts that a batch is cut into; they must divide `batch`.
+      start_step: the batch to start from.
     """
-    numbers = Numbers(batch, 0, -(-len(files.records) // batch), parts, of)
+    numbers = Numbers(batch, start_step, -(-len(files.records) // batch), parts, of)
     return data.batches(EvalSamples(files, data.make(), bad, empty, data.timeout), numbers, flatten=False)
 
 

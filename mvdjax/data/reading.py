@@ -19,3 +19,12 @@ def read_image(path: str) -> np.ndarray:
     from mvdjax.data import decode, media
 
     return decode.read_image(media.fetch(path))
+
+
+def read_picked(path: str, pick: Callable[[int], np.ndarray]) -> np.ndarray:
+    """`read_frames` of a video; an image file is a video of one frame."""
+    from mvdjax.data import media
+
+    if path.lower().endswith(media.IMAGE_SUFFIXES):
+        return read_image(path)[None][pick(1)]
+    return read_frames(path, pick)

@@ -40,6 +40,35 @@ class Evaluator(Protocol):
         """The numbers so far."""
 
 
+class Encoder(Protocol):
+    """An encoder without what its task trains beside it: the features of whole clips, nothing masked or dropped.
+
+    Layer k is the output of its k-th block (ViT) or stage (Swin), counted from 1, before any norm. Without a layer it
+    is what the rest of the task's model sees of the encoder. Implementations are in tasks/encoders.py.
+    """
+
+    @property
+    def unit(self) -> str:
+        """What a layer is called: 'block'."""
+
+    @property
+    def layers(self) -> int:
+        """How many there are to choose from."""
+
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """Regexes of the task's parameters that it does without, see `handover.load_params`."""
+
+    def init(self, rng: jax.Array, video: jax.Array) -> Any:
+        """Fresh parameters, named as in the task's, for uint8 (b, t, h, w, c). Traceable."""
+
+    def tokens(self, params: Any, video: jax.Array, layer: int | None = None) -> jax.Array:
+        """uint8 (b, t, h, w, c) -> float32 (b, t', h', w', width) map of tokens. Pure."""
+
+    def pooled(self, params: Any, video: jax.Array, layer: int | None = None) -> jax.Array:
+        """uint8 (b, t, h, w, c) -> float32 (b, width): the mean of the tokens, or what a head sees. Pure."""
+
+
 class Task(Protocol):
     """One stage of training. The loop knows nothing else of it. Implementations are frozen dataclasses."""
 
@@ -58,6 +87,9 @@ class Task(Protocol):
 
     def backbone(self) -> ViT:
         """The encoder that a later stage takes over."""
+
+    def feature_encoder(self) -> Encoder:
+        """The same with what is needed for features of whole clips: see `mvdjax features`."""
 
     def sources(self) -> list[str]:
         """Checkpoints that `frozen` reads."""

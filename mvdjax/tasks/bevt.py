@@ -17,6 +17,7 @@ from mvdjax.models.embed import Grid
 from mvdjax.models.video_swin import VideoSwin, resize_mask
 from mvdjax.tasks.backbones import swin_layer_index
 from mvdjax.tasks.base import Batch, build_swin, model_input
+from mvdjax.tasks.encoders import SwinEncoder
 from mvdjax.tasks.tokenizer import RANDOM, Tokenizer, complete, make_tokenizer
 
 STREAMS = ('video', 'image')
@@ -56,6 +57,10 @@ class Task:
     def backbone(self) -> VideoSwin:
         """The encoder."""
         return build_swin(self.model)
+
+    def feature_encoder(self) -> SwinEncoder:
+        """The encoder, of clips where they are trained on; the map before the norm, which acts on another one here."""
+        return SwinEncoder(self.backbone(), image='video' not in self.weights, normed=False)
 
     def masked_model(self) -> MaskedSwin:
         """The encoder with the layers that predict."""

@@ -16,6 +16,7 @@ from mvdjax.models.bevt import SwinClassifier
 from mvdjax.models.vit import Classifier
 from mvdjax.tasks.backbones import Backbone, build_classifier, layer_index
 from mvdjax.tasks.base import Batch, model_input
+from mvdjax.tasks.encoders import ClassifierEncoder
 from mvdjax.tasks.mixup import Mix, mix
 
 
@@ -106,6 +107,10 @@ class Task:
     def backbone(self) -> Backbone:
         """The encoder."""
         return self.classifier().backbone
+
+    def feature_encoder(self) -> ClassifierEncoder:
+        """The encoder, pooled as the head sees it."""
+        return ClassifierEncoder(self.classifier())
 
     def sources(self) -> list[str]:
         """None."""

@@ -22,6 +22,7 @@ from mvdjax.models.embed import patchify, token_grid
 from mvdjax.models.masked_vit import Decoder, MaskedViT
 from mvdjax.models.vit import ViT
 from mvdjax.tasks.base import Batch, build_decoder, build_vit, check_mask, model_input, vit_layer_index
+from mvdjax.tasks.encoders import VitEncoder
 
 TARGETS = ('mae', 'mae_raw', 'videomae', 'videomae_raw')
 
@@ -79,6 +80,10 @@ class Task:
     def backbone(self) -> ViT:
         """The encoder."""
         return build_vit(self.encoder)
+
+    def feature_encoder(self) -> VitEncoder:
+        """The encoder."""
+        return VitEncoder(self.backbone())
 
     def sources(self) -> list[str]:
         """None."""

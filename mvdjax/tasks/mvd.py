@@ -27,6 +27,7 @@ from mvdjax.tasks.base import (
     model_input,
     vit_layer_index,
 )
+from mvdjax.tasks.encoders import VitEncoder
 
 TEACHERS = ('image', 'video')
 
@@ -192,6 +193,10 @@ class Task:
     def backbone(self) -> ViT:
         """The encoder."""
         return build_vit(self.student)
+
+    def feature_encoder(self) -> VitEncoder:
+        """The student."""
+        return VitEncoder(self.backbone())
 
     def sources(self) -> list[str]:
         """The teachers."""

@@ -23,6 +23,7 @@ from mvdjax.metrics import Metrics, scalar, weighted
 from mvdjax.models.embed import token_grid
 from mvdjax.models.vq import VQ
 from mvdjax.tasks.base import Batch, model_input, normalize
+from mvdjax.tasks.encoders import CodeEncoder
 from mvdjax.tasks.mvd import Teacher
 from mvdjax.tasks.tokenizer import build_vq
 
@@ -77,6 +78,10 @@ class Task:
     def backbone(self) -> VQ:
         """The whole model: a later stage takes the encoder and the codebook (see tasks/tokenizer.py)."""
         return build_vq(self.model)
+
+    def feature_encoder(self) -> CodeEncoder:
+        """The encoder, before its vectors become codes."""
+        return CodeEncoder(self.backbone())
 
     def _perceptual(self) -> Perceptual | None:
         if self.perceptual is None:

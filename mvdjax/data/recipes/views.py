@@ -6,7 +6,7 @@ import numpy as np
 
 from mvdjax.data import ops, sampling
 from mvdjax.data.limits import check_counts
-from mvdjax.data.reading import read_frames
+from mvdjax.data.reading import read_picked
 from mvdjax.data.schema import Record, Sample
 from mvdjax.errors import UserError
 
@@ -67,7 +67,7 @@ class Recipe:
             wanted[:] = [inverse.reshape(self.clips, self.length)]
             return unique
 
-        frames = ops.short_side_resize(read_frames(record.path, pick), self.size)
+        frames = ops.short_side_resize(read_picked(record.path, pick), self.size)
         crops = ops.spatial_crops(frames, self.size, self.crops, self.crop_rule)  # (crops, unique frames, ...)
         video = crops[:, wanted[0]].swapaxes(0, 1)  # (clips, crops, length, height, width, 3)
         return {'video': video.reshape(-1, *video.shape[2:]), 'label': np.int32(record.label)}
