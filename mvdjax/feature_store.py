@@ -167,6 +167,10 @@ class FeatureStore:
         self.rows += len(records)
         self.unreadable += int(missing.sum())
 
+    def discard(self) -> None:
+        """Forgets all rows: the next start begins anew."""
+        (self._folder / LINES).unlink()
+
     def finish(self) -> None:
         """Gives the array its name and says that it is whole."""
         os.replace(self._folder / UNFINISHED, self._folder / ARRAY)

@@ -21,7 +21,7 @@ from mvdjax import __version__, checkpoints, sharding
 from mvdjax import config as configs
 from mvdjax.console import say
 from mvdjax.data import media
-from mvdjax.data.pipeline import BadFiles, Data, eval_batches, read_bad_files
+from mvdjax.data.pipeline import BadFiles, Data, eval_batches, read_bad_files, remove_bad_files
 from mvdjax.data.progress import Progress
 from mvdjax.data.schema import FileList
 from mvdjax.data.sources import fingerprint
@@ -198,7 +198,9 @@ def write_features(job: Job, output: str, batch: int = 8) -> dict[str, Any]:
     with WorkdirLock(output):
         store = FeatureStore(output, about)
         done = store.go_on(batch)
-        if done:
+        if not done:
+            remove_bad_files(os.path.join(output, BAD))
+        else:
             say(f'{output} has {store.rows} of {count} videos; going on')
         try:
             _write_rest(job, store, output, sharding.place_tree(params, mesh), mesh, batch, done)
@@ -207,6 +209,7 @@ def write_features(job: Job, output: str, batch: int = 8) -> dict[str, Any]:
                 raise
             raise UserError(f'the device is out of memory with {batch} videos at once: lower --batch') from error
         if store.unreadable == count:
+            store.discard()
             raise UserError(f'none of the {count} files of {job.files.path} can be read: see {output}/{BAD}')
         store.finish()
     say(f'{output}: {_summary(count, store.unreadable, about)}')
