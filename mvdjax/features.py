@@ -138,6 +138,7 @@ class Job:
                 'config': digest(configs.flat(self.finished.config)),
                 'class_names': meta['class_names'],
                 'licence': meta['licence'],
+                'sources': meta['sources'],
             },
             'videos': {
                 'list': self.files.path,

@@ -6,9 +6,11 @@ import os
 import pkgutil
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import jax
@@ -268,7 +270,12 @@ def test_views_average_and_the_moving_average(checkpoint, videos, whole, tmp_pat
     assert (views.shape, views.dtype, about['views']['clips']) == ((1, 2, 32), np.float16, 2)
     assert np.abs(views[0, 0] - views[0, 1]).max() > 1e-3
     np.testing.assert_allclose(views[0].astype(float).mean(axis=0), whole[1][0], rtol=2e-3, atol=2e-3)
-    other, about, _ = extract(path, video, tmp_path / 'other', views='3x2', use_ema=True)
+    late = tmp_path / 'late.mp4'  # there when the same command is started again
+    with pytest.raises(UserError, match=r'none of the 1 files of .*late\.mp4 can be read: see'):
+        extract(path, late, tmp_path / 'other', views='3x2', use_ema=True)
+    shutil.copy(video, late)
+    other, about, _ = extract(path, late, tmp_path / 'other', views='3x2', use_ema=True)
+    assert not (tmp_path / 'other' / 'bad_videos.jsonl').exists()
     assert (about['views']['clips'], about['views']['crops'], about['checkpoint']['ema']) == (3, 2, True)
     assert np.abs(other[0] - whole[1][0]).max() > 0.1
 
@@ -276,7 +283,7 @@ def test_views_average_and_the_moving_average(checkpoint, videos, whole, tmp_pat
 def test_a_full_disk_keeps_what_is_written(checkpoint, videos, whole, tmp_path, monkeypatch):
     job = features.make_job(checkpoint('vit')[0], videos, features.FeatureSpec())
     with monkeypatch.context() as patch:
-        patch.setattr('shutil.disk_usage', lambda path: shutil_usage(free=1000))
+        patch.setattr(shutil, 'disk_usage', lambda path: types.SimpleNamespace(free=1000))
         with pytest.raises(UserError, match=r'GiB are to be written and .* are free: make room'):
             features.write_features(job, str(tmp_path / 'none'))
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -297,10 +304,6 @@ def test_a_full_disk_keeps_what_is_written(checkpoint, videos, whole, tmp_path, 
             features.write_features(job, str(tmp_path / 'x'), 4)
     features.write_features(job, str(tmp_path / 'x'), 4)
     np.testing.assert_array_equal(read(tmp_path / 'x')[0], whole[1])
-
-
-def shutil_usage(free):
-    return type('Usage', (), {'free': free})
 
 
 def test_a_folder_of_other_features_is_refused(checkpoint, videos, whole, tmp_path):
