@@ -36,7 +36,7 @@ CASES = (
     Case('ViT-B, all tokens of a clip', 1568, 12, 64),
     Case('ViT-H, all tokens of a clip', 1568, 16, 80),
     Case('ViT-L, a frame and its class token', 197, 16, 64),
-    Case('Swin, a window with its bias', 392, 4, 32, biased=True),
+    Case('Swin, 16 windows of 4 heads with their biases', 392, 64, 32, biased=True),
 )
 
 

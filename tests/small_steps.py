@@ -8,7 +8,7 @@ from golden_weights import known_options
 
 from mvdjax import optimizers, sharding, train_state
 from mvdjax.settings import Run
-from mvdjax.tasks import classify, mae, mvd
+from mvdjax.tasks import bevt, classify, mae, mvd
 from mvdjax.train_step import compile_step
 
 ROWS = 8
@@ -49,6 +49,24 @@ def make_classify(width=32, depth=2, **options):
     return classify.Task(vit(width, depth, **options, drop_path=0.1), num_classes=4, dropout=0.1, mix=mix)
 
 
+def make_bevt(width=32, depth=2, **options):
+    """Two streams; the deep stage is the second, of `width` channels."""
+    swin = {'width': width // 2, 'depths': (1, depth), 'heads': (2, 4), 'window': (2, 2, 2), **options}
+    codes = {'channels': (8, 8), 'blocks': 1, 'vocabulary': 32, 'code_dim': 4}
+    tokenizer = {'kind': 'vq', 'checkpoint': 'random', 'model': codes}
+    return bevt.Task({**swin, 'drop_path': 0.1}, tokenizer, {'video': 1.0, 'image': 1.0})
+
+
+def two_streams(rows=ROWS):
+    """A batch of BEVT: as many images as clips, with 8 x 8 places a frame."""
+
+    def stream(frames):
+        pixels = np.zeros((rows, frames, 32, 32, 3), np.uint8)
+        return {'video': pixels, 'token_video': pixels, 'mask': np.zeros((rows, max(1, frames // 2) * 64), bool)}
+
+    return {'video': stream(4), 'image': stream(1)}
+
+
 # A task and its batch; a new task joins with a line.
 TASKS = {
     'mae': (make_mae, {'video': (1, 16, 16, 3), 'mask': (4,)}),
@@ -76,7 +94,7 @@ def adamw(task, batch, clip_norm=None):
     return optimizers.make_optimizer(
         train_state.abstract_params(task, batch),
         task.layer_index,
-        global_batch=len(batch['video']),
+        global_batch=len(jax.tree.leaves(batch)[0]),
         views=1,
         total_steps=10,
         steps_per_epoch=5,
@@ -120,15 +138,15 @@ def place(tree, mesh):
     )
 
 
-def compiled_step(task, name, mesh):
+def compiled_step(task, batch, mesh):
     """(the compiled step, abstract state and teachers) of a task for a mesh; nothing is run."""
-    batch = host_batch(name)
     optimizer = adamw(task, batch, clip_norm=1.0)
     make = train_state.make_state_function(task, optimizer, ema=True)
     state = place(jax.eval_shape(make, jax.random.key(0), batch), mesh)
     frozen = place(task.abstract_frozen(batch), mesh)
     rows = sharding.batch_sharding(mesh)
-    batch = {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=rows) for k, v in batch.items()}
+    batch = jax.tree.map(lambda v: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=rows), batch)
     run = Run(global_batch=ROWS, steps=10, ema_decay=0.9)
-    step = compile_step(task, optimizer, run, state, mesh, 1).lower(state, frozen, batch)
+    views = dict.fromkeys(batch, 1) if isinstance(batch['video'], dict) else 1
+    step = compile_step(task, optimizer, run, state, mesh, views).lower(state, frozen, batch)
     return step.compile(compiler_options=known_options()), state, frozen

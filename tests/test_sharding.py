@@ -134,12 +134,15 @@ def mesh_of_eight():
 
 
 @EIGHT
-@pytest.mark.parametrize(('name', 'remat'), [('mvd', 'none'), ('classify', 'full')])
+@pytest.mark.parametrize(('name', 'remat'), [('mvd', 'none'), ('classify', 'full'), ('bevt', 'none')])
 def test_no_stack_is_ever_whole_on_a_device(monkeypatch, name, remat):
     monkeypatch.setattr(sharding, 'MIN_FSDP_SIZE', 2**10)
     mesh = mesh_of_eight()
-    task = small_steps.TASKS[name][0](WIDTH, DEPTH, remat=remat)
-    compiled, state, frozen = small_steps.compiled_step(task, name, mesh)
+    if name == 'bevt':
+        task, batch = small_steps.make_bevt(WIDTH, DEPTH, remat=remat), small_steps.two_streams()
+    else:
+        task, batch = small_steps.TASKS[name][0](WIDTH, DEPTH, remat=remat), small_steps.host_batch(name)
+    compiled, state, frozen = small_steps.compiled_step(task, batch, mesh)
     assert_never_whole(compiled, mesh, state, frozen)
     held = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(state))
     memory = compiled.memory_analysis()
@@ -165,7 +168,8 @@ def test_breaking_a_rule_is_seen(monkeypatch, broken):
         monkeypatch.setattr(placement, 'current', lambda: None)
         monkeypatch.setattr(placement, 'keep_rows', lambda x: x)
         monkeypatch.setattr(placement, 'gathering', lambda block, *_: block)
-    compiled, state, _ = small_steps.compiled_step(small_steps.make_mae(WIDTH, DEPTH), 'mae', mesh)
+    task = small_steps.make_mae(WIDTH, DEPTH)
+    compiled, state, _ = small_steps.compiled_step(task, small_steps.host_batch('mae'), mesh)
     monkeypatch.setattr(sharding, 'parameter_sharding', rule)
     with pytest.raises(AssertionError, match=r'more than \d+ values|no weights of a layer'):
         assert_never_whole(compiled, mesh, state)

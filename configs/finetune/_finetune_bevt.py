@@ -18,6 +18,21 @@ TABLE = {'attn/relative_position_table': (1.0, 0.0)}
 DENSE = {'sampling': 'windows', 'length': 32, 'stride': 2}
 WHOLE = {'sampling': 'segments', 'length': 32}  # from the whole video
 STRONG = {'rand_augment': 'rand-m7-n4-mstd0.5-inc1', 'erasing': 0.25}
+MOTION: dict[str, Any] = {  # the published run on Something-Something, but for its data set and flips
+    'window': (16, 7, 7),
+    'drop_path': 0.4,
+    'clip': WHOLE,
+    'augment': STRONG,
+    'clips': 1,
+    'label_smoothing': 0.1,
+    'optim': {
+        'peak_rate': 5e-4,
+        'weight_decay': 0.05,
+        'micro_batches': 8,
+        'groups': {**TABLE, 'backbone': (0.1, 1.0)},
+    },
+    'run': {'accumulate': 8, 'ema_decay': 0.9998, 'ema_updates': 8},
+}
 
 
 def per_block(decay: float) -> dict[str, tuple[float, float]]:

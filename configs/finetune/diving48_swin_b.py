@@ -13,27 +13,9 @@ Source: none but the two numbers, of the abstract's first and last version.
 ":debug" is a tiny model for two steps on the demo data (mvdjax data demo --output=quickstart/data).
 """
 
-from _finetune_bevt import STRONG, TABLE, WHOLE, finetune
+from _finetune_bevt import MOTION, finetune
 from ml_collections import ConfigDict
 
 
 def get_config(arg: str = '') -> ConfigDict:
-    return finetune(
-        arg,
-        dataset='diving48',
-        classes=48,
-        window=(16, 7, 7),
-        drop_path=0.4,
-        clip=WHOLE,
-        flip=0.5,
-        augment=STRONG,
-        clips=1,
-        label_smoothing=0.1,
-        optim={
-            'peak_rate': 5e-4,
-            'weight_decay': 0.05,
-            'micro_batches': 8,
-            'groups': {**TABLE, 'backbone': (0.1, 1.0)},
-        },
-        run={'accumulate': 8, 'ema_decay': 0.9998, 'ema_updates': 8},
-    )
+    return finetune(arg, dataset='diving48', classes=48, flip=0.5, **MOTION)

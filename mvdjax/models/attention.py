@@ -38,7 +38,6 @@ def attention(
         head_dim=q.shape[-1],
         lengths=(q.shape[1], k.shape[1]),
         biased=bias is not None,
-        device=_device(),
     )
     if chosen == 'pallas':
         return pallas_attention(q, k, v, bias)
@@ -46,7 +45,13 @@ def attention(
 
 
 def choose(
-    wanted: str, *, dtype: Any, head_dim: int, lengths: tuple[int, int], biased: bool, device: jax.Device
+    wanted: str,
+    *,
+    dtype: Any,
+    head_dim: int,
+    lengths: tuple[int, int],
+    biased: bool,
+    device: jax.Device | None = None,
 ) -> str:
     """What computes attention: 'xla', 'cudnn' or 'pallas'.
 
@@ -59,13 +64,14 @@ def choose(
       head_dim: channels per head.
       lengths: queries and keys.
       biased: whether there is a bias.
-      device: one of those that will compute.
+      device: one of those that will compute; None asks the active placement.
 
     Raises:
       UserError: no such implementation, or not for these inputs on this device; the message says why.
     """
     if wanted not in IMPLEMENTATIONS:
         raise UserError(f'attention must be one of {", ".join(IMPLEMENTATIONS)}, not {wanted!r}')
+    device = _device() if device is None else device
     if wanted == 'auto':
         return 'xla' if _cudnn_lacks(dtype, head_dim, lengths, biased, device) else 'cudnn'
     lacks = ''

@@ -1,5 +1,7 @@
 """BEVT's models (2112.01529): a Swin that predicts the tokens of masked patches, and the classifier it becomes."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -7,6 +9,7 @@ import jax.numpy as jnp
 from mvdjax.errors import UserError
 from mvdjax.models.embed import Grid
 from mvdjax.models.layers import token_init
+from mvdjax.models.placement import gathering, keep_rows
 from mvdjax.models.video_swin import VideoSwin, uniform_init
 
 
@@ -49,14 +52,21 @@ class MaskedSwin(nn.Module):
         if len(backbone.depths) < 2:
             raise UserError(f'the fusion needs two stages at least, not depths {backbone.depths}')
         init, dtype = token_init, backbone.dtype
-        self.fpn_s = Upsample((1, 2, 2), dtype)
-        self.fpn_t = Upsample((backbone.patch[0], 1, 1), dtype)
-        self.lm_down_st = nn.Dense(backbone.out_width, kernel_init=init, dtype=dtype)
-        self.fpn = Upsample((1, 2, 2), dtype)
-        self.lm_down = nn.Dense(backbone.out_width, kernel_init=init, dtype=dtype)
-        self.lm_head = nn.Dense(self.vocabulary, kernel_init=init, dtype=jnp.float32)  # scores differ by little
 
-    def _fuse(self, maps: dict[str, jax.Array], up: Upsample, down: nn.Dense) -> jax.Array:
+        def upsample(name: str, factors: Grid) -> nn.Module:
+            return gathering(Upsample, name, None, dtype)(factors, dtype)
+
+        def dense(name: str, width: int, dtype: Any) -> nn.Module:
+            return gathering(nn.Dense, name, None, dtype)(width, kernel_init=init, dtype=dtype)
+
+        self.fpn_s = upsample('fpn_s', (1, 2, 2))
+        self.fpn_t = upsample('fpn_t', (backbone.patch[0], 1, 1))
+        self.lm_down_st = dense('lm_down_st', backbone.out_width, dtype)
+        self.fpn = upsample('fpn', (1, 2, 2))
+        self.lm_down = dense('lm_down', backbone.out_width, dtype)
+        self.lm_head = dense('lm_head', self.vocabulary, jnp.float32)  # scores differ by little
+
+    def _fuse(self, maps: dict[str, jax.Array], up: nn.Module, down: nn.Module) -> jax.Array:
         last = len(self.backbone.depths)
         fine, coarse = maps[f'stage{last - 1}'], maps[f'stage{last}']
         if fine.shape[2] % 2 or fine.shape[3] % 2:
@@ -64,7 +74,8 @@ class MaskedSwin(nn.Module):
                 f'the last two stages cannot be joined: a map of {fine.shape[2]}x{fine.shape[3]} tokens is not twice '
                 'the next one; choose another input size'
             )
-        return down(jnp.concatenate([fine, up(coarse)], axis=-1))
+        joined: jax.Array = down(keep_rows(jnp.concatenate([fine, up(coarse)], axis=-1)))
+        return keep_rows(joined)
 
     def _clip_neck(self, maps: dict[str, jax.Array]) -> jax.Array:
         return self.fpn_t(self._fuse(maps, self.fpn_s, self.lm_down_st))
@@ -90,7 +101,7 @@ class MaskedSwin(nn.Module):
         """
         neck = self._image_neck if image else self._clip_neck
         tokens, info = self.backbone(video, mask, train, image, neck)
-        scores = self.lm_head(tokens.reshape(tokens.shape[0], -1, tokens.shape[-1]))
+        scores = keep_rows(self.lm_head(tokens.reshape(tokens.shape[0], -1, tokens.shape[-1])))
         return scores, {'tokens': tokens, **info}
 
     def two_streams(
@@ -124,4 +135,5 @@ class SwinClassifier(nn.Module):
         features, _ = self.backbone(video, train=train)
         pooled = jnp.mean(features.astype(jnp.float32), axis=(1, 2, 3))
         x = nn.Dropout(self.dropout, deterministic=not train)(pooled)
-        return nn.Dense(self.num_classes, kernel_init=nn.initializers.normal(0.01), name='head')(x), {'pooled': pooled}
+        head = gathering(nn.Dense, 'head', None, jnp.float32)
+        return head(self.num_classes, kernel_init=nn.initializers.normal(0.01), name='head')(x), {'pooled': pooled}

@@ -32,6 +32,12 @@ linear_init = nn.initializers.xavier_uniform()
 token_init = nn.initializers.normal(0.02)
 
 
+def check_remat(remat: str) -> None:
+    """Raises UserError for what is no key of `REMAT_POLICIES`."""
+    if remat not in REMAT_POLICIES:
+        raise UserError(f'remat must be one of {", ".join(REMAT_POLICIES)}, not {remat!r}')
+
+
 def layer_norm(name: str, dtype: Any, epsilon: float = NORM_EPSILON) -> nn.LayerNorm:
     """LayerNorm with two-pass float32 statistics: Flax's one-pass variance loses digits on large means."""
     return nn.LayerNorm(epsilon=epsilon, use_fast_variance=False, dtype=dtype, name=name)
@@ -167,8 +173,7 @@ class Transformer(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """(b, n, d) -> (b, n, d)."""
-        if self.remat not in REMAT_POLICIES:
-            raise UserError(f'remat must be one of {", ".join(REMAT_POLICIES)}, not {self.remat!r}')
+        check_remat(self.remat)
         body: Any = Block
         policy = REMAT_POLICIES[self.remat]
         if not self.is_initializing():

@@ -98,21 +98,22 @@ def _backward(
 _gathered.defvjp(_forward, _backward)
 
 
-def gathering(block: type[nn.Module], name: str, depth: int | None, dtype: Any) -> type[nn.Module]:
-    """A block whose weights come together just before they are used, and whose gradients part as soon as they are made.
+def gatherer(name: str, depth: int | None, dtype: Any) -> Callable[[Any], Any] | None:
+    """What brings the parts of a layer's weights together just before they are used, and parts their gradients.
 
-    The kernels travel in the dtype that they are multiplied in. Where no placement is active, or fsdp is 1, this is
-    `block` itself.
+    The kernels travel in the dtype that they are multiplied in.
 
     Args:
-      block: the module class of one layer.
       name: of the block or stack in its parent, which the rules know ('blocks').
       depth: layers of a stack, whose parameters the rules know with their depth axis; None for a block by itself.
       dtype: compute dtype of the block's kernels.
+
+    Returns:
+      Parameters of a layer -> the same, whole along fsdp; None where no placement is active, or fsdp is 1.
     """
     placement = _current.get()
     if placement is None or placement.mesh.shape['fsdp'] == 1:
-        return block
+        return None
     mesh, rule, stack = placement.mesh, placement.rule, () if depth is None else (depth,)
 
     def gather(path: tuple[Any, ...], weight: jax.Array) -> jax.Array:
@@ -124,10 +125,15 @@ def gathering(block: type[nn.Module], name: str, depth: int | None, dtype: Any) 
         whole = NamedSharding(mesh, P(*(None if axis == 'fsdp' else axis for axis in spec)))
         return _gathered(weight, split, whole, dtype if leaf.endswith('kernel') else weight.dtype, weight.dtype)
 
-    def gather_all(variables: Any) -> Any:
-        return jax.tree_util.tree_map_with_path(gather, variables)
+    return lambda params: jax.tree_util.tree_map_with_path(gather, params)
 
-    mapped: type[nn.Module] = nn.map_variables(block, 'params', trans_in_fn=gather_all)
+
+def gathering(block: type[nn.Module], name: str, depth: int | None, dtype: Any) -> type[nn.Module]:
+    """A module class whose weights come together as `gatherer` says, or `block` itself where nothing has to."""
+    gather = gatherer(name, depth, dtype)
+    if gather is None:
+        return block
+    mapped: type[nn.Module] = nn.map_variables(block, 'params', trans_in_fn=gather)
     return mapped
 
 

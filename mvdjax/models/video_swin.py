@@ -23,15 +23,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from mvdjax.errors import UserError
+from mvdjax.models import placement
 from mvdjax.models.embed import Grid, patchify
-from mvdjax.models.layers import REMAT_POLICIES, Mlp, drop_path, layer_norm, token_init
+from mvdjax.models.layers import REMAT_POLICIES, Mlp, check_remat, drop_path, layer_norm, token_init
 from mvdjax.models.vit import IMAGENET_MEAN, IMAGENET_STD
 from mvdjax.models.window_attention import WindowAttention, cut
 
 NORM_EPSILON = 1e-5  # of every LayerNorm here
-REMAT = ('none', 'full', 'dots')  # of `layers.REMAT_POLICIES`; the others name values that blocks here do not name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +123,7 @@ class Block(nn.Module):
     window: Grid
     mlp_ratio: float
     corrected: bool
+    attention: str
     dtype: Any
 
     @nn.compact
@@ -144,9 +146,12 @@ class Block(nn.Module):
         def branch(y: jax.Array, number: int) -> jax.Array:
             return y if rate is None else drop_path(y, rate, jax.random.fold_in(key, number))
 
+        x = checkpoint_name(placement.keep_rows(x), 'block_input')
         windows = cut(x.shape[1:4], self.window, shifted, image, self.corrected)
         y = windows.split(layer_norm('norm1', self.dtype, NORM_EPSILON)(x))
-        y = WindowAttention(self.heads, self.window, self.corrected, self.dtype, name='attn')(y, windows)
+        y = WindowAttention(self.heads, self.window, self.corrected, self.attention, self.dtype, name='attn')(
+            y, windows
+        )
         x = x + branch(windows.join(y), 0)
         mlp = Mlp(round(self.mlp_ratio * x.shape[-1]), self.dtype, token_init, name='mlp')
         return x + branch(mlp(layer_norm('norm2', self.dtype, NORM_EPSILON)(x)), 1)
@@ -157,7 +162,7 @@ class Stage(nn.Module):
 
     Attributes:
       depth: number of blocks.
-      heads, window, mlp_ratio, corrected, dtype: see `Block`.
+      heads, window, mlp_ratio, corrected, attention, dtype: see `Block`.
       remat, scan: see `VideoSwin`.
     """
 
@@ -168,12 +173,13 @@ class Stage(nn.Module):
     corrected: bool
     remat: str
     scan: bool
+    attention: str
     dtype: Any
 
     @nn.compact
     def __call__(self, x: jax.Array, image: bool, rates: np.ndarray | None) -> jax.Array:
         """(b, t, h, w, c), and the drop-path rate of each block if any may act -> the same shape."""
-        block = Block(self.heads, self.window, self.mlp_ratio, self.corrected, self.dtype, parent=None)
+        block = Block(self.heads, self.window, self.mlp_ratio, self.corrected, self.attention, self.dtype, parent=None)
         smallest = jnp.zeros((1, 1, *self.window[1:], x.shape[-1]))
 
         def init_blocks(key: jax.Array) -> Any:
@@ -191,11 +197,16 @@ class Stage(nn.Module):
             inputs['rate'] = jnp.asarray(rates)
             inputs['key'] = jax.random.split(self.make_rng('drop_path'), self.depth)
 
-        def apply(x: jax.Array, one: dict[str, Any], shifted: bool) -> jax.Array:
-            return block.apply({'params': one['params']}, x, shifted, image, one.get('rate'), one.get('key'))
+        gather = placement.gatherer('blocks', self.depth, self.dtype)
 
-        if self.remat != 'none':
-            policy = REMAT_POLICIES[self.remat]
+        def apply(x: jax.Array, one: dict[str, Any], shifted: bool) -> jax.Array:
+            params = one['params'] if gather is None else gather(one['params'])
+            return block.apply({'params': params}, x, shifted, image, one.get('rate'), one.get('key'))
+
+        policy = REMAT_POLICIES[self.remat]
+        if gather is not None and policy is None:
+            policy = placement.save_all_but_gathered
+        if policy is not None:
             apply = jax.checkpoint(apply, prevent_cse=not pairs, policy=policy, static_argnums=2)
 
         def pair(x: jax.Array, two: dict[str, Any]) -> tuple[jax.Array, None]:
@@ -222,8 +233,10 @@ class VideoSwin(nn.Module):
       corrected: see the module's documentation.
       mean, std: one value per channel, of pixels in [0, 1]: what the input is expected to be normalised with.
       drop_path: rate of the last block; it rises linearly from 0 over the blocks of all stages.
-      remat: 'none', 'full' (keep only block inputs) or 'dots' (keep the outputs of linear layers, not the attention).
+      remat: what the backward pass finds kept of a block, see `layers.Transformer`.
       scan: run the pairs of blocks of a deep stage in a compiled loop; parameters are the same either way.
+      attention: what computes it, see `attention.choose`; fused kernels take windows of an even number of tokens, as a
+        clip's of 8 x 7 x 7.
       dtype: compute dtype; parameters, norms' statistics, logits and softmax are float32 always.
     """
 
@@ -239,6 +252,7 @@ class VideoSwin(nn.Module):
     drop_path: float = 0.0
     remat: str = 'none'
     scan: bool = True
+    attention: str = 'auto'
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -269,7 +283,9 @@ class VideoSwin(nn.Module):
         """
         self._check(video, image)
         patch = (1, *self.patch[1:]) if image else self.patch
-        x = PatchEmbed(self.width, patch, self.dtype, name='patch_embed_2d' if image else 'patch_embed')(video)
+        name = 'patch_embed_2d' if image else 'patch_embed'
+        embed = placement.gathering(PatchEmbed, name, None, self.dtype)
+        x = placement.keep_rows(embed(self.width, patch, self.dtype, name=name)(placement.keep_rows(video)))
         info = {'patch_embed': x}
         if mask is not None:
             token = self.param('mask_token', token_init, (self.width,)).astype(self.dtype)
@@ -282,7 +298,8 @@ class VideoSwin(nn.Module):
                         f'patch merging cannot halve a map of {x.shape[2]}x{x.shape[3]} tokens, and the published '
                         'image path pads nothing: choose another image size, or corrected=True'
                     )
-                x = PatchMerging(self.dtype, name=f'merge{i}')(x)
+                merge = placement.gathering(PatchMerging, f'merge{i}', None, self.dtype)
+                x = merge(self.dtype, name=f'merge{i}')(placement.keep_rows(x))
             stage = Stage(
                 depth,
                 heads,
@@ -291,19 +308,19 @@ class VideoSwin(nn.Module):
                 self.corrected,
                 self.remat,
                 self.scan,
+                self.attention,
                 self.dtype,
                 name=f'stage{i + 1}',
             )
             own = rates[sum(self.depths[:i]) :][:depth]
-            x = stage(x, image, own if train and self.drop_path > 0 else None)
+            x = placement.keep_rows(stage(x, image, own if train and self.drop_path > 0 else None))
             info[f'stage{i + 1}'] = x
         x = x if neck is None else neck(info)
         return layer_norm('norm', self.dtype, NORM_EPSILON)(x), info
 
     def _check(self, video: jax.Array, image: bool) -> None:
         """Raises UserError for what the attributes cannot be, and for an image of several frames."""
-        if self.remat not in REMAT:
-            raise UserError(f"the remat of a Swin must be 'none', 'full' or 'dots', not {self.remat!r}")
+        check_remat(self.remat)
         if len(self.depths) != len(self.heads) or not self.depths or min(self.depths) < 1:
             raise UserError(f'depths {self.depths} and heads {self.heads} need one number above 0 per stage each')
         if min(*self.window, *self.patch) < 1:

@@ -11,8 +11,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from mvdjax.errors import UserError
+from mvdjax.models import attention
 from mvdjax.models.embed import Grid
 from mvdjax.models.layers import token_init
 
@@ -159,6 +161,42 @@ def position_bias(table: jax.Array, window: Grid, size: Grid, corrected: bool) -
     return bias.reshape(-1, all_tokens, all_tokens)[:, :tokens, :tokens]
 
 
+def fused(
+    q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array, windows: Windows, implementation: str
+) -> jax.Array:
+    """Attention within windows by a kernel that never writes the logits: to it, a window is `heads` heads more.
+
+    So the bias, which differs between windows but not between clips, is handed over once for a batch; it is rounded to
+    the queries' dtype.
+
+    Args:
+      q: (b, windows, tokens, heads, head_dim), not scaled.
+      k: likewise.
+      v: likewise.
+      bias: (heads, tokens, tokens) float32.
+      windows: how the map was cut.
+      implementation: see `attention.choose`.
+
+    Returns:
+      The shape of q.
+    """
+    b, count, tokens, heads, head_dim = q.shape
+    # Heads first: where they are split over devices, every device keeps its own with all their windows.
+    bias = jnp.broadcast_to(bias[:, None], (heads, count, tokens, tokens))
+    if windows.regions is not None:
+        bias = jnp.where(_apart(windows), bias + FORBIDDEN, bias)
+    bias = bias.reshape(1, heads * count, tokens, tokens).astype(q.dtype)
+    q, k, v = (x.transpose(0, 2, 3, 1, 4).reshape(b, tokens, heads * count, head_dim) for x in (q, k, v))
+    y = attention.attention(q, k, v, bias, implementation=implementation)
+    return y.reshape(b, tokens, heads, count, head_dim).transpose(0, 3, 1, 2, 4)
+
+
+def _apart(windows: Windows) -> jax.Array:
+    """(windows, tokens, tokens) bool: query and key may not see each other."""
+    regions = jnp.asarray(windows.regions)
+    return regions[:, :, None] != regions[:, None, :]
+
+
 class WindowAttention(nn.Module):
     """Multi-head self-attention within windows; the kernels keep the heads as an axis, as `layers.Attention`'s do.
 
@@ -166,12 +204,14 @@ class WindowAttention(nn.Module):
       heads: number of heads; must divide the width.
       window: (t, h, w) of the full window, which the position table is for.
       corrected: see `position_bias`.
-      dtype: compute dtype; logits, biases and softmax are float32 always.
+      attention: what computes it, see `attention.choose`.
+      dtype: compute dtype; logits and softmax are float32 always, and biases but in fused kernels.
     """
 
     heads: int
     window: Grid
     corrected: bool
+    attention: str
     dtype: Any
 
     @nn.compact
@@ -182,14 +222,22 @@ class WindowAttention(nn.Module):
             raise UserError(f'width {width} is not a multiple of heads {self.heads}')
         shape = (self.heads, width // self.heads)
         qkv = nn.DenseGeneral((3, *shape), kernel_init=token_init, dtype=self.dtype, name='qkv')(x)
-        q, k, v = qkv[:, :, :, 0] * shape[1] ** -0.5, qkv[:, :, :, 1], qkv[:, :, :, 2]
+        qkv = checkpoint_name(qkv, 'qkv')
+        q, k, v = (qkv[:, :, :, i] for i in range(3))
         sides = tuple(2 * w - 1 for w in self.window)
         table = self.param('relative_position_table', token_init, (*sides, self.heads))
-        logits = jnp.einsum('bwqhd,bwkhd->bwhqk', q, k, preferred_element_type=jnp.float32)
-        logits += position_bias(table, self.window, windows.size, self.corrected)
-        if windows.regions is not None:
-            apart = windows.regions[:, None, :, None] != jnp.asarray(windows.regions)[:, None, None, :]
-            logits = jnp.where(apart, logits + FORBIDDEN, logits)
-        weights = jax.nn.softmax(logits).astype(self.dtype)
-        y = jnp.einsum('bwhqk,bwkhd->bwqhd', weights, v)
+        bias = position_bias(table, self.window, windows.size, self.corrected)
+        chosen = attention.choose(
+            self.attention, dtype=q.dtype, head_dim=shape[1], lengths=(x.shape[2], x.shape[2]), biased=True
+        )
+        if chosen == 'xla':
+            logits = jnp.einsum('bwqhd,bwkhd->bwhqk', q * shape[1] ** -0.5, k, preferred_element_type=jnp.float32)
+            logits += bias
+            if windows.regions is not None:
+                logits = jnp.where(_apart(windows)[:, None], logits + FORBIDDEN, logits)
+            weights = jax.nn.softmax(logits).astype(self.dtype)
+            y = jnp.einsum('bwhqk,bwkhd->bwqhd', weights, v)
+        else:
+            y = fused(q, k, v, bias, windows, chosen)
+        y = checkpoint_name(y, 'attention')
         return nn.DenseGeneral(width, axis=(-2, -1), kernel_init=token_init, dtype=self.dtype, name='proj')(y)

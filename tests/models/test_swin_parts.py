@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from mvdjax import sharding, trees
 from mvdjax.errors import UserError
+from mvdjax.models import attention
 from mvdjax.models.bevt import MaskedSwin, SwinClassifier
 from mvdjax.models.video_swin import Stage, resize_mask
 from mvdjax.models.window_attention import WindowAttention, cut, position_bias
@@ -83,7 +84,7 @@ def four_quarters():
 @pytest.mark.parametrize('corrected', [False, True])
 def test_padding_is_seen_as_published_and_hidden_when_corrected(corrected):
     x = jax.random.normal(jax.random.key(0), (1, 1, 5, 5, 8))
-    attention = WindowAttention(2, (1, 4, 4), corrected, jnp.float32)
+    attention = WindowAttention(2, (1, 4, 4), corrected, 'auto', jnp.float32)
     windows = cut((1, 5, 5), (1, 4, 4), shifted=False, image=False, corrected=corrected)
     params = attention.init(jax.random.key(1), windows.split(x), windows)['params']
     params['qkv']['bias'] = jax.random.normal(jax.random.key(2), params['qkv']['bias'].shape)
@@ -127,19 +128,59 @@ def loss_and_gradient(params, video, **options):
     return quick_jit(jax.value_and_grad(loss))(params)
 
 
-def test_loops_and_remat_change_nothing(clip):
+@pytest.fixture(scope='module')
+def unrolled(clip):
+    """Loss and gradients with blocks written out and everything kept."""
     video, params = clip
-    want = loss_and_gradient(params, video, scan=False)
-    got = loss_and_gradient(params, video, remat='dots')
-    np.testing.assert_allclose(got[0], want[0], rtol=1e-6)
+    return loss_and_gradient(params, video, scan=False)
+
+
+@pytest.mark.parametrize('remat', ['dots', 'attention', 'offload'])
+def test_loops_and_remat_change_nothing(clip, unrolled, remat):
+    video, params = clip
+    got = loss_and_gradient(params, video, remat=remat)
+    np.testing.assert_allclose(got[0], unrolled[0], rtol=1e-6)
     for path, leaf in trees.flatten(got[1]).items():
-        expected = trees.flatten(want[1])[path]
+        expected = trees.flatten(unrolled[1])[path]
         np.testing.assert_allclose(leaf, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max(), err_msg=path)
+
+
+@pytest.mark.parametrize(
+    ('shifted', 'dtype', 'tolerance'), [(False, 'float32', 1e-5), (True, 'float32', 1e-5), (True, 'bfloat16', 2e-2)]
+)
+def test_windows_are_heads_to_a_fused_kernel(monkeypatch, shifted, dtype, tolerance):
+    """What a kernel is handed, computed by XLA: outputs and gradients, the position table's among them."""
+    windows = cut((4, 6, 4), (2, 3, 2), shifted, image=False, corrected=False)
+    assert (windows.regions is not None) == shifted
+    module = WindowAttention(2, (2, 3, 2), False, 'auto', jnp.dtype(dtype))
+    rng = np.random.RandomState(0)
+    x, cotangent = (rng.standard_normal((3, 8, 12, 8)).astype(np.float32) for _ in range(2))
+    params = module.init(jax.random.key(0), x, windows)
+    params = jax.tree.map(lambda a: rng.standard_normal(a.shape).astype(np.float32), params)
+
+    def run():
+        return quick_jit(jax.value_and_grad(lambda p, x: jnp.sum(module.apply(p, x, windows) * cotangent), (0, 1)))(
+            params, x
+        )
+
+    want, handed, attend = run(), [], attention.attention
+    monkeypatch.setattr(attention, 'choose', lambda *_, **__: 'cudnn')
+
+    def kernel(q, k, v, bias, *, implementation):
+        handed.append((implementation, q.shape, bias.shape, bias.dtype))
+        monkeypatch.undo()
+        return attend(q, k, v, bias, implementation='xla')
+
+    monkeypatch.setattr(attention, 'attention', kernel)
+    got = run()
+    assert handed == [('cudnn', (3, 12, 16, 4), (1, 16, 12, 12), jnp.dtype(dtype))]
+    for (path, leaf), expected in zip(jax.tree.leaves_with_path(got), jax.tree.leaves(want), strict=True):
+        assert np.linalg.norm(leaf - expected) <= tolerance * np.linalg.norm(expected), path
 
 
 def kept_shapes(remat):
     """Shapes of what the backward pass of a stage of two blocks finds kept; a window has 7 x 5 x 3 tokens."""
-    stage = Stage(2, 2, (7, 5, 3), 4.0, False, remat, True, jnp.float32)
+    stage = Stage(2, 2, (7, 5, 3), 4.0, False, remat, True, 'auto', jnp.float32)
     x = jax.ShapeDtypeStruct((1, 7, 5, 3, 8), jnp.float32)
     params = jax.eval_shape(lambda k, x: stage.init(k, x, False, None), jax.random.key(0), x)
     kept = jax.eval_shape(lambda p, x: jax.vjp(lambda p: stage.apply(p, x, False, None), p)[1], params, x)
@@ -232,8 +273,8 @@ def test_heads_and_hidden_units_are_split_and_depth_is_not():
 @pytest.mark.parametrize(
     ('options', 'call', 'message'),
     [
-        ({'remat': 'all'}, {}, "remat of a Swin must be 'none', 'full' or 'dots', not 'all'"),
-        ({'remat': 'offload'}, {}, "remat of a Swin must be 'none', 'full' or 'dots', not 'offload'"),
+        ({'remat': 'all'}, {}, "remat must be one of none, full, attention, dots, offload, not 'all'"),
+        ({'attention': 'cudnn'}, {}, "attention='cudnn' needs an NVIDIA GPU, and this is a cpu"),
         ({'heads': (1,)}, {}, 'need one number above 0 per stage each'),
         ({'window': (2, 0, 2)}, {}, 'must be above 0'),
         ({'heads': (3, 3)}, {}, 'width 8 is not a multiple of heads 3'),
