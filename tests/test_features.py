@@ -356,3 +356,24 @@ def test_images_are_clips_of_one_frame_to_a_model_of_images(checkpoint, demo_dat
     assert found.shape[1:] == (1, 1, 4, 4, 32)
     assert about['views']['length'] == 1
     assert np.isfinite(found).all()
+
+
+@pytest.mark.parametrize('command', [['features', '--videos=x.mp4', '--output=x'], ['predict', 'x.mp4']])
+def test_weights_without_a_config_get_a_remedy(checkpoint, tmp_path, capsys, command):
+    shutil.copytree(checkpoint('vit')[0], tmp_path / 'bare')
+    meta = tmp_path / 'bare' / 'checkpoints' / '1' / 'meta' / 'metadata'
+    content = json.loads(meta.read_text())
+    content['config'] = {name: content['config'][name] for name in ('task_name', 'task')}  # as `convert` leaves it
+    meta.write_text(json.dumps(content))
+    assert cli.main([*command, f'--checkpoint={tmp_path}/bare']) == 1
+    assert 'holds weights without a config: convert them again, with --config=FILE' in capsys.readouterr().err
+
+
+def test_numbers_that_float16_lacks_are_not_written(tmp_path):
+    about = {'array': {'shape': [2, 1], 'dtype': 'float16'}, 'videos': {}}
+    rows = feature_store.FeatureStore(str(tmp_path), about)
+    rows.go_on(1)
+    rows.append(np.array([[60000.0]]), [Record('a', 0, 1)], [None])
+    with pytest.raises(UserError, match='b and its neighbours have features too large for float16'):
+        rows.append(np.array([[70000.0]]), [Record('b', 0, 2)], [None])
+    assert rows.rows == 1
