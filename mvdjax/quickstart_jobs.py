@@ -166,7 +166,8 @@ def make_jobs(output: str, seed: int, method: str = 'mvd') -> list[Job]:
     """A method's pipeline, in an order that may be run from top to bottom."""
     chosen = METHODS[method]
     data, runs = f'{output}/data', f'{output}/runs'
-    always = (f'--config.run.seed={seed}',)
+    # One folder of executables for all: the rows of the table fine-tune with one and the same step.
+    always = (f'--config.run.seed={seed}', '--config.run.compile_cache=../compile_cache')
     jobs = [Job('data', (), (('data', 'demo', f'--output={data}'),), alone=True)]
     jobs += chosen.pretrain(data, runs, always)
     for row, found in chosen.rows.items():
