@@ -11,6 +11,7 @@ from mvdjax.bench.measure import Result, interleaved
 from mvdjax.bench.peer_swin import candidates
 from mvdjax.bench.step import DTYPES, ENVIRONMENT, PACKAGES
 from mvdjax.errors import UserError
+from mvdjax.models.layers import REMAT_POLICIES
 
 SCHEMA = 1  # raise it with every change of a key's meaning
 
@@ -21,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--clips', type=int, default=1, help='of 16 x 224 x 224 per step (default: %(default)s)')
     parser.add_argument('--images', type=int, default=8, help='of 224 x 224 per step (default: %(default)s)')
     parser.add_argument('--dtype', choices=DTYPES, default='float32', help='compute type (default: %(default)s)')
-    parser.add_argument('--remat', default='none', help='of ours: none, full or dots (default: %(default)s)')
+    parser.add_argument('--remat', default='none', help=f'of ours: {", ".join(REMAT_POLICIES)} (default: %(default)s)')
     parser.add_argument('--repeats', type=int, default=5, help='rounds, of which medians are taken (default: 5)')
     parser.add_argument('--peer', default='', metavar='DIR', help="checkout of BEVT's code (needs torch and einops)")
     parser.add_argument('--threads', type=int, default=0, help="PyTorch's threads on a CPU (default: its own choice)")
