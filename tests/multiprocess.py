@@ -35,6 +35,22 @@ def environment(devices: int, **more: str) -> dict[str, str]:
     }
 
 
+def executables_folder(demo_data: Path) -> Path:
+    """The folder of executables that the tests of one worker share, beside their data."""
+    folder = demo_data.parent / 'executables'
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def executables(folder: Path) -> dict[str, str]:
+    """Variables that keep what is compiled in a folder, however quickly it was, for the next start."""
+    return {
+        'JAX_COMPILATION_CACHE_DIR': str(folder),
+        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+        'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',
+    }
+
+
 class Group:
     """Processes that run one command, their output in files; a context manager that ends them.
 

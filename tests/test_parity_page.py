@@ -12,6 +12,7 @@ def test_the_page_covers_every_case():
     rows = [ROW.fullmatch(line).groups() for line in TARGET.read_text().splitlines() if line.endswith('% |')]
     cases = {f'mvd/{path.stem}' for path in (GOLDEN / 'mvd').glob('*.json')}
     cases |= {f'data/{path.stem}' for path in (GOLDEN / 'data').glob('*mae_*.json')}
+    cases |= {f'bevt/{path.stem}' for path in (GOLDEN / 'bevt').glob('*_*.npz') if path.stem != 'masks_pretrain'}
     cases |= {'VideoMAEForPreTraining', 'VideoMAEForVideoClassification', 'ViTMAEForPreTraining'}
     assert cases <= {row[0] for row in rows}
     assert all(float(row[5]) < 100 for row in rows)

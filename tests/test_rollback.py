@@ -1,14 +1,20 @@
-"""Steps that are not finite in a row: the run goes back, passes over the data, and tells; and it stops on notice."""
+"""Steps that are not finite in a row: the run goes back, passes over the data, and tells; and it stops on notice.
+
+Alone, and on two processes together.
+"""
 
 import json
 import os
 import signal
+import sys
+from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import small_runs
+from etils import epath
+from multiprocess import Group, executables, executables_folder, together
+from poisoned import poison
 
 from mvdjax import checkpoints, train
 from mvdjax.data.pipeline import records_of_step
@@ -20,36 +26,10 @@ from mvdjax.rollback import FILE, Health
 from mvdjax.settings import Run
 
 STEPS = (
-    *('mesh.devices=1', 'run.steps=14', 'run.save_every=3', 'run.max_skipped=3', 'run.log_every=1'),
+    *('run.steps=14', 'run.save_every=3', 'run.max_skipped=3', 'run.log_every=1'),
     *('run.keep=9', 'run.ema_decay=0.9'),
 )
-POISONED = range(5, 40)  # steps of the data, from 0, whose parameters are spoilt until the run has gone back
-
-
-def poison(monkeypatch, stop_at=()):
-    """Spoils what is computed from data step 5 on, until the first rollback; stops at some steps, by signal."""
-    compile_step = train.compile_step
-    went_back = []
-
-    def poisoned(*args):
-        step_function = compile_step(*args)
-
-        def step(state, frozen, batch):
-            number = int(state.step)
-            if number + 1 in stop_at:
-                os.kill(os.getpid(), signal.SIGTERM)
-            if number not in POISONED or went_back:
-                return step_function(state, frozen, batch)
-            copy = jax.tree.map(jnp.copy, state)
-            spoilt = state._replace(params=jax.tree.map(lambda x: x * jnp.nan, state.params))
-            _, values = step_function(spoilt, frozen, batch)
-            return copy._replace(step=copy.step + 1, skipped=copy.skipped + 1), values
-
-        return step
-
-    go_back = Health.go_back
-    monkeypatch.setattr(Health, 'go_back', lambda self, *a: went_back.append(1) or go_back(self, *a))
-    monkeypatch.setattr(train, 'compile_step', poisoned)
+ALONE = (*STEPS, 'mesh.devices=1')
 
 
 @pytest.fixture(scope='module')
@@ -58,7 +38,7 @@ def rolled_back(demo_data, tmp_path_factory):
     workdir = tmp_path_factory.mktemp('rolled_back')
     with pytest.MonkeyPatch.context() as monkeypatch:
         poison(monkeypatch)
-        train.train(small_runs.load('videomae', demo_data, *STEPS), str(workdir))
+        train.train(small_runs.load('videomae', demo_data, *ALONE), str(workdir))
     return workdir
 
 
@@ -75,14 +55,18 @@ def test_a_run_goes_back_and_on_with_other_data(demo_data, rolled_back):
     assert names == {'3', 'abandoned-6', '6', '9', '12', '14'}
 
 
+def skipped_lines(workdir):
+    return [json.loads(line) for line in (workdir / FILE).read_text().splitlines()]
+
+
 def test_what_was_passed_over_is_written_down(demo_data, rolled_back):
-    lines = [json.loads(line) for line in (rolled_back / FILE).read_text().splitlines()]
+    lines = skipped_lines(rolled_back)
     assert [(e['step'], e['data_step'], e['rollback']) for e in lines] == [(s, s - 1, 1) for s in range(4, 9)]
     assert [e['not_finite'] for e in lines] == [[], []] + [['loss', 'gradient', 'update']] * 3
     assert lines[0]['loss'] > 0
     assert lines[0]['grad_norm'] > 0
     assert lines[2]['loss'] is None
-    config = small_runs.load('videomae', demo_data, *STEPS)
+    config = small_runs.load('videomae', demo_data, *ALONE)
     streams = read_streams(config, Run(**config.run.to_dict()))
     records = records_of_step(streams, seed=0, step=5)['video']
     assert len(records) == 8
@@ -94,7 +78,7 @@ def test_what_was_passed_over_is_written_down(demo_data, rolled_back):
 def test_a_run_that_was_stopped_among_bad_steps_ends_as_one_left_alone(
     demo_data, rolled_back, tmp_path, monkeypatch, capsys
 ):
-    config = small_runs.load('videomae', demo_data, *STEPS)
+    config = small_runs.load('videomae', demo_data, *ALONE)
     with monkeypatch.context() as patch:
         poison(patch, stop_at=(7,))
         with pytest.raises(Stopped, match='stopped after step 7, which is saved') as stopped:
@@ -111,6 +95,48 @@ def test_a_run_that_was_stopped_among_bad_steps_ends_as_one_left_alone(
         ours, theirs = (checkpoints.read_params(str(w), use_ema=ema) for w in (tmp_path, rolled_back))
         for name, value in theirs.items():
             np.testing.assert_array_equal(ours[name], value, err_msg=name)
+
+
+@pytest.fixture(scope='module')
+def stopped_together(demo_data, tmp_path_factory):
+    """(workdir, printed by each, exit codes) of two processes that went back, one of which was told to stop at step 10.
+
+    Process 1 alone gets the SIGTERM.
+    """
+    root = tmp_path_factory.mktemp('together')
+    limits = ('run.heartbeat_timeout=60', 'run.init_timeout=120', 'run.compile_cache=')
+    spec, overrides = small_runs.arguments('videomae', demo_data, *STEPS, *limits)
+    script = [sys.executable, str(Path(__file__).parent / 'poisoned.py')]
+    lines = together(2, ['train', f'--config={spec}', f'--workdir={root / "run"}', *overrides])
+    commands = [[*script, *line[3:], f'--stop-at={stop}'] for line, stop in zip(lines, (0, 10), strict=True)]
+    kept = executables(executables_folder(demo_data))  # the step of tests/test_train.py's chaos
+    with Group(root / 'logs', commands, devices=1, variables=[kept, kept]) as group:
+        codes = group.wait(600)
+        return root / 'run', [group.output(0), group.output(1)], codes
+
+
+def test_two_processes_go_back_together(stopped_together, rolled_back):
+    workdir, (first, second), _ = stopped_together
+    assert 'back to step 3, and on with other data (rollback 1 of at most' in first
+    assert 'back to step 3' not in second  # process 0 speaks for all
+    ours, theirs = ([{**e, 'loss': 0, 'grad_norm': 0} for e in skipped_lines(w)] for w in (workdir, rolled_back))
+    assert ours == theirs
+    ours, theirs = small_runs.losses(workdir), small_runs.losses(rolled_back)
+    np.testing.assert_allclose(list(ours.values()), [theirs[step] for step in ours], rtol=2e-5)
+    assert list(ours) == list(range(1, len(ours) + 1))
+
+
+def test_a_signal_to_one_process_saves_and_ends_both(stopped_together):
+    workdir, printed, codes = stopped_together
+    assert codes == [TRY_AGAIN, TRY_AGAIN], printed
+    step = max(checkpoints.step_numbers(epath.Path(workdir / 'checkpoints')))
+    assert 10 <= step < 14
+    for text in printed:
+        assert f'stopped after step {step}, which is saved' in text
+        assert 'Traceback' not in text
+    assert max(small_runs.losses(workdir)) == step
+    place = checkpoints.read_meta(str(workdir))['progress']
+    assert place == {'offset': 5, 'rollbacks': 1, 'streak': 0, 'owes_evaluation': False}
 
 
 def bad_steps(count, causes=2):

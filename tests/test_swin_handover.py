@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from bevt_configs import ROOT
-from golden_weights import full_arrays, golden
+from golden_weights import assert_close, full_arrays, golden
 
 from mvdjax import checkpoints, handover, trees
 from mvdjax import config as configs
@@ -135,7 +135,7 @@ def test_tables_are_resized_as_published(name, old, new):
     for layer in layers:
         before = stored[f'before:{layer}'].reshape(1, *old, -1)
         after = stored[f'after:{layer}'].reshape(1, *new, -1)
-        np.testing.assert_allclose(resize_biases(before, new), after, rtol=1e-5, atol=1e-6)
+        assert_close(resize_biases(before, new), after, f'bevt/{name}', 'position biases', rtol=1e-5, atol=1e-6)
 
 
 def test_other_kinds_and_pixels_are_refused():

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import small_runs
-from multiprocess import Group, together
+from multiprocess import Group, executables, executables_folder, together
 
 from mvdjax import config as configs
 from mvdjax.checkpoints import read_params
@@ -19,9 +19,10 @@ ROUNDING = {'rtol': 2e-5, 'atol': 2e-5}
 
 def on_two(data: Path, workdir: Path) -> None:
     """`mvdjax train` on two processes."""
-    spec, overrides = small_runs.arguments('finetune', data, *OVERRIDES)
+    spec, overrides = small_runs.arguments('finetune', data, *OVERRIDES, 'run.compile_cache=')
     command = ['train', f'--config={spec}', f'--workdir={workdir}', *overrides]
-    with Group(workdir.with_suffix('.logs'), together(2, command), devices=4) as group:
+    kept = executables(executables_folder(data))  # what the first start compiles serves the second
+    with Group(workdir.with_suffix('.logs'), together(2, command), devices=4, variables=[kept, kept]) as group:
         assert group.wait(600) == [0, 0], group.text()
         assert 'step 8/8' in group.output(0)
         assert 'step 8' not in group.output(1)  # process 0 speaks for all

@@ -33,6 +33,8 @@ DEBUG = {
     'mae': f'{CONFIGS}/mae/in1k_vit_b.py:debug',
     'mvd': f'{CONFIGS}/mvd/k400_vit_h_from_h_800.py:debug',
     'classify': f'{CONFIGS}/finetune/k400_vit_b.py:debug',
+    'bevt': f'{CONFIGS}/bevt/k400_swin_b.py:debug',
+    'tokenizer_vq': f'{CONFIGS}/bevt/in1k_tokenizer.py:debug',
 }
 
 
@@ -40,13 +42,18 @@ def step_on(spec, topology, *overrides, records=None):
     return plan_step.make_step(configs.load(spec, overrides), plan_topology.find(topology), records)
 
 
-@pytest.mark.parametrize('spec', [f'{CONFIGS}/videomae/k400_vit_s.py:debug', DEBUG['classify']])
-def test_a_compiled_step_is_the_formula_to_the_last_layer(spec):
+@pytest.mark.parametrize(
+    ('spec', 'rounding'),
+    # Single rows come out as reductions, sums of a few products the other way round: no layer weighs as little.
+    # Where a convolution's window meets padding, the formula counts and the compiler does not: much of a tiny image.
+    [(f'{SMALL}:debug', 0.02), (DEBUG['bevt'], 0.05), (DEBUG['tokenizer_vq'], 0.1)],
+    ids=['videomae', 'bevt', 'tokenizer_vq'],
+)
+def test_a_compiled_step_is_the_formula_to_the_last_layer(spec, rounding):
     """With scanned layers, which the compiler itself counts once."""
     plan = plan_result.make_plan(spec, (), plan_topology.find(HERE), records=32)
     model = sum(plan['flops']['model_per_clip'].values())
-    # Single rows come out as reductions, sums of a few products the other way round: no layer weighs as little.
-    assert plan['flops']['executed_per_clip'] == pytest.approx(model, rel=0.02)
+    assert plan['flops']['executed_per_clip'] == pytest.approx(model, rel=rounding)
     assert plan['memory']['fits'] is True
     assert plan['time'] is None  # no peak rate is known of a CPU
     assert bool(plan['collectives']) == (jax.device_count() > 1)
@@ -61,14 +68,20 @@ def test_memory_by_hand(name):
     kinds, parameters, teachers = plan_estimate.standing_bytes(step), count(step.state.params), count(step.frozen)
     assert kinds['parameters'] == 4 * parameters
     assert kinds['optimizer'] == 8 * parameters + 4  # and a counter
-    assert (teachers > 0) == (name == 'mvd')
-    # Their norms alone are held in float32, see `mvd.Teacher.shapes`.
-    assert 2 * teachers <= kinds['teachers'] <= 2.1 * teachers
+    assert (teachers > 0) == (name in ('mvd', 'bevt', 'tokenizer_vq'))
+    # Their norms alone are held in float32, see `mvd.Teacher.shapes`; a tokenizer's debug form is in float32.
+    width = 4 if name == 'bevt' else 2
+    assert width * teachers <= kinds['teachers'] <= 1.05 * width * teachers
     rows = step.clips // 8
-    tokens, frames = {'mae': (4, 1), 'mvd': (32, 16), 'classify': (0, 16)}[name]
-    own = rows * (frames * 32 * 32 * 3 + tokens)
-    own += {'mae': 0, 'mvd': rows * 16 * 28 * 28 * 3, 'classify': rows * (4 + 16)}[name]  # teacher_video; label and box
-    assert kinds['batch'] == own
+    tokens, frames = {'mae': (4, 1), 'mvd': (32, 16), 'classify': (0, 16), 'bevt': (128, 4), 'tokenizer_vq': (0, 1)}[
+        name
+    ]
+    more = {
+        'mvd': 16 * 28 * 28 * 3,  # teacher_video
+        'classify': 4 + 16,  # label and box
+        'bevt': 4 * 64 * 64 * 3 + 2 * (32 * 32 * 3 + 64 * 64 * 3 + 64),  # token_video; 2 images for each clip
+    }
+    assert kinds['batch'] == rows * (frames * 32 * 32 * 3 + tokens + more.get(name, 0))
 
 
 def test_sharding_divides_what_it_says():

@@ -5,8 +5,9 @@ or saves, and started again each time. Then it is let finish. Status 1 unless it
 disturbed, loss by loss and parameter by parameter, and no checkpoint that could once be seen was ever lost or damaged.
 
 Half of the kills come at any moment after a start, the other half within a few saves of the first new step, so that
-many hit a save. A hundred take about 20 minutes on two free cores. `--fork` starts each process as a fork of one that
-has imported everything: the same program from its command line on, in two thirds of the time.
+many hit a save; the last `--saves` of them wait for one. A hundred take about 20 minutes on two free cores. `--fork`
+starts each process as a fork of one that has imported everything: the same program from its command line on, in two
+thirds of the time.
 """
 
 import argparse
@@ -91,18 +92,15 @@ class Forked:
 class Chaos:
     """A run, the hand that kills it, and what both have seen."""
 
-    def __init__(self, root, *, processes, steps, save_every, fork, seed):
-        self.root, self.processes, self.steps, self.fork = root, processes, steps, fork
+    def __init__(self, root, *, processes, devices, steps, save_every, fork, seed):
+        self.root, self.processes, self.steps, self.save_every, self.fork = root, processes, steps, save_every, fork
         self.random = random.Random(seed)
-        devices = 8 // processes
         overrides = (f'run.steps={steps}', f'run.save_every={save_every}', 'run.ema_decay=0.9', 'run.hang_minutes=10')
         spec, more = small_runs.arguments('videomae', root / 'data', *overrides)
         self.arguments = ['train', f'--config={spec}', *more, '--config.run.compile_cache=']
         self.environment = {
-            **multiprocess.environment(min(devices, 2)),
-            'JAX_COMPILATION_CACHE_DIR': str(root / 'cache'),
-            'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.0',
-            'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',
+            **multiprocess.environment(devices),
+            **multiprocess.executables(root / 'cache'),
         }
         self.newest = 0  # the newest step that was ever seen
         self.lost = []
@@ -138,28 +136,36 @@ class Chaos:
             raise SystemExit(f'a run that nobody disturbed ended with {codes}; see {self.root}')
         return time.monotonic() - start
 
-    def kill_once(self, workdir, usual):
-        """Starts, kills at a random moment, and looks at what is left. `usual`: seconds that a start takes.
+    def kill_once(self, workdir, usual, more, in_save):
+        """Starts, kills, and looks at what is left.
+
+        Args:
+          workdir: of the run.
+          usual: seconds that a start takes.
+          more: kills that are to come after this one: the run is left steps for them.
+          in_save: kill as soon as a save of a new step is under way, not at a random moment.
 
         Returns:
           Seconds until the first new step, or None if it never came to that.
         """
         begin, clock = time.monotonic(), time.time()
         children = self.start(workdir)
-        first = None
-        until = begin + (self.random.uniform(0, 1.5 * usual) if self.random.random() < 0.5 else PATIENCE)
+        first, last = None, self.steps - self.save_every * (more + 1)
+        early = not in_save and self.random.random() < 0.5
+        until = begin + (self.random.uniform(0, 1.5 * usual) if early else PATIENCE)
         while time.monotonic() < until:
             if first is None and self.written_since(workdir, clock) and self.last_step(workdir) > self.newest:
                 first = time.monotonic() - begin
-                until = min(until, time.monotonic() + self.random.uniform(0, 3.0))
+                until = min(until, time.monotonic() + (PATIENCE if in_save else self.random.uniform(0, 3.0)))
+            if first and (self.saving(workdir) if in_save else self.last_step(workdir) >= last):
+                break
             codes = [child.poll() for child in children]
             if any(code is not None for code in codes):
                 if all(code in (0, None) for code in codes):
                     raise FinishedError
                 raise SystemExit(f'it ended by itself with {codes}; see the logs in {self.root}')
             time.sleep(0.01)
-        saving = any(self.folder(workdir).glob('*tmp*')) if self.folder(workdir).exists() else False
-        self.moments['saving' if saving else 'training' if first else 'starting'] += 1
+        self.moments['saving' if in_save or self.saving(workdir) else 'training' if first else 'starting'] += 1
         victims = [self.random.randrange(len(children))] if self.random.random() < 2 / 3 else range(len(children))
         for victim in victims:
             with contextlib.suppress(ProcessLookupError):
@@ -181,6 +187,11 @@ class Chaos:
     @staticmethod
     def folder(workdir):
         return workdir / checkpoints.FOLDER
+
+    @classmethod
+    def saving(cls, workdir):
+        """Whether a checkpoint is half-written."""
+        return cls.folder(workdir).exists() and any(cls.folder(workdir).glob('*tmp*'))
 
     @staticmethod
     def last_step(workdir):
@@ -229,8 +240,10 @@ def differences(workdir, reference):
 def parse():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--kills', type=int, default=100)
+    parser.add_argument('--saves', type=int, default=0, help='kills that wait until a save is under way')
     parser.add_argument('--minutes', type=float, default=1e6, help='stop killing after so long')
     parser.add_argument('--processes', type=int, default=2)
+    parser.add_argument('--devices', type=int, default=2, help='of each process, simulated')
     parser.add_argument('--steps', type=int, help='of the run (default: eight for each kill)')
     parser.add_argument('--save-every', type=int, default=2)
     parser.add_argument('--seed', type=int, default=random.SystemRandom().randrange(10**6), help='of the moments')
@@ -255,6 +268,7 @@ def main():
         chaos = Chaos(
             root,
             processes=args.processes,
+            devices=args.devices,
             steps=steps,
             save_every=args.save_every,
             fork=args.fork,
@@ -269,7 +283,9 @@ def main():
         starts = []
         for number in range(1, args.kills + 1):
             try:
-                first = chaos.kill_once(root / 'killed', statistics.median(starts) if starts else alone / 2)
+                more = args.kills - number
+                usual = statistics.median(starts) if starts else alone / 2
+                first = chaos.kill_once(root / 'killed', usual, more, in_save=more < args.saves)
             except FinishedError:
                 print(f'it has finished after {number - 1} kills: for more of them give it more --steps')
                 break
