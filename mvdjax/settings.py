@@ -74,7 +74,7 @@ class Run:
         `global_batch` and clips per second are those of config.data.
       matmul_precision: of float32 matrix products where the hardware has quicker ones: 'default' (TensorFloat-32 on
         GPUs, one bfloat16 pass on TPUs), 'high' or 'highest' (float32); None leaves JAX's setting.
-      compile_cache: folder of executables, relative to the workdir unless absolute; '' for none. See `compile_cache.use`.
+      compile_cache: folder of executables, relative to the workdir unless absolute; '' for none (`compile_cache.use`).
       init_timeout: seconds that processes wait for each other to start.
       heartbeat_timeout: seconds without a sign of life after which a process counts as lost and the run ends.
     """
