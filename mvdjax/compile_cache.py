@@ -25,7 +25,9 @@ def use(folder: str, workdir: str) -> None:
       workdir: of the run.
     """
     if folder:
-        jax.config.update('jax_compilation_cache_dir', os.path.join(os.path.abspath(workdir), folder))
+        # The path as it is written is part of what tells executables apart.
+        path = os.path.abspath(os.path.join(workdir, folder))
+        jax.config.update('jax_compilation_cache_dir', path)
 
 
 class Watched:

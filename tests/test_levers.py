@@ -73,6 +73,13 @@ def test_what_was_compiled_once_is_taken_from_the_folder(cache):
         assert compile_anew(3.0) == 0
 
 
+def test_runs_side_by_side_may_share_a_folder(cache, tmp_path):
+    compile_cache.use('../shared', str(tmp_path / 'one'))
+    assert compile_anew(5.0) == 0
+    compile_cache.use('../shared', str(tmp_path / 'another'))
+    assert compile_anew(5.0) >= 1
+
+
 def test_no_folder_no_cache(tmp_path):
     compile_cache.use('', str(tmp_path))
     assert jax.config.jax_compilation_cache_dir is None
