@@ -26,7 +26,7 @@ def get_config(arg: str = '') -> ConfigDict:
         'checkpoint': '' if debug else 'quickstart/runs/image_stream',
         'allow_fresh': ('^lm_down_st/', '^fpn_[st]/'),
     }
-    c.run = {'global_batch': 4, 'epochs': 3.25, 'log_every': 200, 'save_every': 400}
+    c.run = {'global_batch': 4, 'epochs': 4.0, 'log_every': 200, 'save_every': 400}
     c.mesh = {}
     if debug:
         shorten(c)
