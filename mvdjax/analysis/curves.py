@@ -19,6 +19,7 @@ WIDTH, HEIGHT, SCORE_HEIGHT = 5.4, 4.4, 1.3  # inches of a run's panels, and how
 DPI = 110
 SMOOTH_FROM = 60  # points from which a curve is shown smoothed
 LOG_FROM = 30.0  # ratio of greatest to least loss from which the axis is logarithmic
+ABOVE = 4  # curves whose names have room above a panel
 SCORES = ('top1', 'top5')  # metrics in percent
 
 
@@ -85,6 +86,8 @@ def _draw_run(figure: Figure, place: SubplotSpec, run: TrainedRun) -> None:
 def _draw_losses(panel: Axes, run: TrainedRun) -> None:
     """The training loss, its parts where it has several, and the losses of evaluation sets."""
     parts = sorted({name for r in run.records if r['kind'] == TRAIN for name in r if name.startswith('loss')})
+    if 'loss' in parts and len(parts) == 2:  # the only part is the whole
+        parts = ['loss']
     drawn: list[float] = []
     unit = 'loss'
     for number, name in enumerate(parts):
@@ -121,13 +124,16 @@ def _scores(run: TrainedRun) -> list[tuple[str, str]]:
 
 
 def _legend(panel: Axes) -> None:
-    """A line above the panel, where it hides no point."""
+    """A line above the panel, where it hides no point; of many curves, a column within it."""
+    if len(panel.get_legend_handles_labels()[0]) > ABOVE:
+        panel.legend(fontsize=9, frameon=False, loc='best', handlelength=1.3)
+        return
     panel.legend(
         fontsize=9,
         frameon=False,
         loc='lower left',
         bbox_to_anchor=(0, 0.99),
-        ncols=4,
+        ncols=ABOVE,
         borderaxespad=0,
         handlelength=1.3,
         columnspacing=1.2,

@@ -129,7 +129,7 @@ def make_rows(samples: MaskedSamples, found: Reconstruction | None, frames: Sequ
     share = f'{100 * samples.mask.mean():.0f} % of the patches are hidden'
     rows = [
         Row('Input', 'after the crop and resize of the training recipe', flat(samples.video)),
-        Row('What the encoder sees', f'{share}; grey patches never enter the encoder', flat(greyed)),
+        Row('What the encoder sees', f'{share}: the grey ones', flat(greyed)),
         Row('Which patches', f'a patch is {size}', grids),
     ]
     if found is None:
