@@ -124,9 +124,9 @@ def _scores(run: TrainedRun) -> list[tuple[str, str]]:
 
 
 def _legend(panel: Axes) -> None:
-    """A line above the panel, where it hides no point; of many curves, a column within it."""
+    """A line above the panel, where it hides no point; of many curves, two columns within it."""
     if len(panel.get_legend_handles_labels()[0]) > ABOVE:
-        panel.legend(fontsize=9, frameon=False, loc='best', handlelength=1.3)
+        panel.legend(fontsize=9, frameon=False, loc='upper right', ncols=2, handlelength=1.3, columnspacing=1.2)
         return
     panel.legend(
         fontsize=9,
