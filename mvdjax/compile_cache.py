@@ -21,7 +21,7 @@ def use(folder: str, workdir: str) -> None:
     first of which writes it.
 
     Args:
-      folder: `run.compile_cache`: in the workdir unless absolute, '' for none.
+      folder: `run.compile_cache`: relative to the workdir unless absolute, '' for none.
       workdir: of the run.
     """
     if folder:

@@ -186,6 +186,20 @@ def _append(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
+def is_whole(folder: str, about: Mapping[str, Any]) -> bool:
+    """Whether the array of a folder and its lines are there, as large as features.json says."""
+    try:
+        array = np.load(Path(folder) / ARRAY, mmap_mode='r')
+        lines = (Path(folder) / LINES).read_bytes().count(b'\n')
+    except (OSError, ValueError):
+        return False
+    return [list(array.shape), str(array.dtype), lines] == [
+        about['array']['shape'],
+        about['array']['dtype'],
+        len(array),
+    ]
+
+
 def check_folder(folder: str, about: Mapping[str, Any]) -> dict[str, Any] | None:
     """What the features.json of a folder says, or None if there is nothing in it yet.
 

@@ -24,10 +24,20 @@ from mvdjax.data import media
 from mvdjax.data.pipeline import BadFiles, Data, eval_batches, read_bad_files, remove_bad_files
 from mvdjax.data.progress import Progress
 from mvdjax.data.schema import FileList
-from mvdjax.data.sources import fingerprint
 from mvdjax.errors import UserError
 from mvdjax.evaluate import make_writable
-from mvdjax.feature_store import ARRAY, BAD, DTYPES, FORMAT, FeatureStore, check_folder, digest, weights_digest
+from mvdjax.feature_store import (
+    ARRAY,
+    BAD,
+    DTYPES,
+    FORMAT,
+    LINES,
+    FeatureStore,
+    check_folder,
+    digest,
+    is_whole,
+    weights_digest,
+)
 from mvdjax.inference import VIEWS, Finished, open_finished, parse_views, read_videos, tell_unreadable, view_options
 from mvdjax.settings import Run
 from mvdjax.tasks.base import Encoder
@@ -35,7 +45,13 @@ from mvdjax.tasks.encoders import check_layer, encode_views
 from mvdjax.workdir_lock import WorkdirLock
 
 KINDS = ('clip', 'dense')
+NOT_FINITE = 'its features are not finite: the training diverged, or the dtype of the model overflows'
 IMAGE_MODEL_FRAMES = 16  # that a model of images is shown of a video, unless --frames says otherwise
+
+
+def full_path(path: str) -> str:
+    """Where a file lies, also for a start in another folder: a row belongs to one file, not to one of its name."""
+    return path if '://' in path else os.path.abspath(path)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +158,7 @@ class Job:
             },
             'videos': {
                 'list': self.files.path,
-                'fingerprint': fingerprint(self.files.records),
+                'fingerprint': digest([[full_path(r.path), r.label] for r in self.files.records]),
                 'class_names': list(self.files.class_names),
                 'unreadable': 0,
             },
@@ -162,8 +178,10 @@ def make_job(checkpoint: str, videos: str, spec: FeatureSpec, workers: int = 0, 
     files = read_videos(videos)
     options = view_options(finished, clips=clips, crops=crops, length=spec.frames, stride=spec.stride)
     single_frames = finished.meta['input_shape'][0] == 1
+    pictures = all(record.path.lower().endswith(media.IMAGE_SUFFIXES) for record in files.records)
+    if pictures and not single_frames:
+        say(f'note: {videos} holds images, and the model takes clips: each becomes a clip in which nothing moves')
     if single_frames and spec.frames is None:
-        pictures = all(record.path.lower().endswith(media.IMAGE_SUFFIXES) for record in files.records)
         options['length'] = 1 if pictures else IMAGE_MODEL_FRAMES
     data = Data(recipe=VIEWS, options=options, workers=workers, threads=threads)
     data.make()  # which checks the options
@@ -190,7 +208,7 @@ def write_features(job: Job, output: str, batch: int = 8) -> dict[str, Any]:
     params = job.load()
     about = job.about(params)
     before = check_folder(output, about)
-    if before and before['finished'] and os.path.exists(os.path.join(output, ARRAY)):
+    if before and before['finished'] and is_whole(output, about):
         say(f'{output} is finished: {_summary(count, before["videos"]["unreadable"], about)}')
         return {'videos': count, 'unreadable': before['videos']['unreadable']}
     make_writable(output)
@@ -252,11 +270,13 @@ def _write(job: Job, store: FeatureStore, bad: str, host: Any, found: jax.Array)
     records = job.files.records[store.rows : store.rows + len(host['index'])]
     valid = host['valid'][: len(records)]
     reasons = {} if valid.all() else {entry['path']: entry['reason'] for entry in read_bad_files(bad)}
+    values = np.asarray(found)[: len(records)]
+    finite = np.isfinite(values.reshape(len(records), -1)).all(axis=1)
     errors = [
-        None if fine else reasons.get(record.path, 'cannot be read')
-        for fine, record in zip(valid, records, strict=True)
+        reasons.get(record.path, 'cannot be read') if not fine else None if good else NOT_FINITE
+        for fine, good, record in zip(valid, finite, records, strict=True)
     ]
-    store.append(np.asarray(found)[: len(records)], records, errors)
+    store.append(values, records, errors)
     for record, reason in zip(records, errors, strict=True):
         if reason is not None:
             tell_unreadable(record.path, reason)
@@ -266,7 +286,7 @@ def _write(job: Job, store: FeatureStore, bad: str, host: Any, found: jax.Array)
 def _summary(count: int, unreadable: int, about: dict[str, Any]) -> str:
     array = about['array']
     text = f'features of {count - unreadable} of {count} videos, {array["dtype"]} {tuple(array["shape"])}'
-    return text + (f'; {unreadable} undecodable (rows of NaN, listed in {BAD})' if unreadable else '')
+    return text + (f'; {unreadable} without (rows of NaN; {LINES} says why)' if unreadable else '')
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

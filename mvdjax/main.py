@@ -21,7 +21,7 @@ COMMANDS = {
         'mvdjax.features',
         'what a trained encoder makes of videos: vectors or maps of tokens, as NumPy arrays',
     ),
-    'convert': ('mvdjax.convert.command', 'PyTorch checkpoints of MAE, VideoMAE and MVD to this project, and back'),
+    'convert': ('mvdjax.convert.command', 'PyTorch checkpoints of all published models to this project, and back'),
     'selfcheck': ('mvdjax.selfcheck', 'whether this machine gives the answers stored with a checkpoint'),
     'ckpt': ('mvdjax.ckpt.cli', 'list, verify and copy checkpoints'),
     'data': ('mvdjax.data.cli', 'data tools; `mvdjax data demo` writes the built-in demo data set'),
@@ -66,7 +66,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = next((a for a in arguments if a in COMMANDS), None)
-    parser = make_parser(command)
+    try:
+        parser = make_parser(command)
+    except KeyboardInterrupt:  # while modules are imported
+        print('interrupted before anything was begun', file=sys.stderr)
+        return INTERRUPTED
     args, rest = parser.parse_known_args(arguments)
     stray = [a for a in rest if not a.startswith('--config.')]
     if stray or (rest and not hasattr(args, 'config')):
@@ -102,7 +106,7 @@ def _sentence(error: BaseException) -> str | None:
     if isinstance(error, UserError):
         return f'error: {error}'
     if isinstance(error, KeyboardInterrupt):
-        return 'interrupted; start the same command again to go on from the last checkpoint'
+        return 'interrupted; start the same command again to go on from what was saved'
     if isinstance(error, OSError):
         return f'error: {error.strerror or error} ({error.filename or "no file named"})'
     if isinstance(error, RuntimeError) and 'RESOURCE_EXHAUSTED' in str(error):

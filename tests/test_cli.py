@@ -264,7 +264,7 @@ def test_debug_shows_the_traceback(capsys):
 @pytest.mark.parametrize(
     ('raised', 'message', 'code'),
     [
-        (KeyboardInterrupt(), 'interrupted; start the same command again to go on from the last checkpoint', 130),
+        (KeyboardInterrupt(), 'interrupted; start the same command again to go on from what was saved', 130),
         (OSError(28, 'No space left on device', '/x'), 'error: No space left on device (/x)', 1),
         (
             RuntimeError("Unable to initialize backend 'tpu'\nmore"),

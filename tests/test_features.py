@@ -327,6 +327,38 @@ def test_a_folder_of_other_features_is_refused(checkpoint, videos, whole, tmp_pa
         features.write_features(job, str(tmp_path / 'full' / 'thesis.tex'))
 
 
+def test_files_of_the_same_names_elsewhere_are_others(checkpoint, videos, tmp_path):
+    source = Path(videos).read_text().split()[0]
+    for folder in ('one', 'two'):
+        (tmp_path / folder).mkdir()
+        shutil.copy(source, tmp_path / folder / 'clip.mp4')
+    extract(checkpoint('vit')[0], tmp_path / 'one', tmp_path / 'x')
+    with pytest.raises(UserError, match=r'videos\.fingerprint is .*, there it is'):
+        extract(checkpoint('vit')[0], tmp_path / 'two', tmp_path / 'x')
+
+
+def test_a_finished_folder_that_lost_something_is_completed(checkpoint, videos, whole, tmp_path, capsys):
+    shutil.copytree(whole[0], tmp_path / 'x')
+    array = tmp_path / 'x' / 'features.npy'
+    with open(array, 'r+b') as file:
+        file.truncate(array.stat().st_size // 2)
+    extract(checkpoint('vit')[0], videos, tmp_path / 'x')
+    assert 'is finished' not in capsys.readouterr().out
+    np.testing.assert_allclose(read(tmp_path / 'x')[0], whole[1], rtol=1e-5, atol=1e-6)
+
+
+def test_features_that_are_not_finite_are_none(checkpoint, videos, tmp_path, monkeypatch, capsys):
+    real = features._write
+    monkeypatch.setattr(
+        features, '_write', lambda job, rows, bad, host, found: real(job, rows, bad, host, found.at[1].set(np.nan))
+    )
+    job = features.make_job(checkpoint('vit')[0], videos, features.FeatureSpec())
+    found = features.write_features(job, str(tmp_path / 'x'), 16)
+    lines = [json.loads(line) for line in (tmp_path / 'x' / 'videos.jsonl').read_text().splitlines()]
+    assert 'its features are not finite' in lines[1]['error']
+    assert found['unreadable'] == sum('error' in line for line in lines)
+
+
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
@@ -347,6 +379,13 @@ def test_bad_arguments_get_a_sentence(checkpoint, videos, tmp_path, capsys, argu
     assert cli.main(['features', *given]) == 1
     last = capsys.readouterr().err.splitlines()[-1]
     assert re.search(f'^error: .*{message}', last), last
+
+
+def test_images_are_noted_as_still_clips_to_a_model_of_clips(checkpoint, demo_data, capsys):
+    features.make_job(checkpoint('vit')[0], f'{demo_data}/images.txt', features.FeatureSpec())
+    assert (
+        'holds images, and the model takes clips: each becomes a clip in which nothing moves' in capsys.readouterr().out
+    )
 
 
 def test_images_are_clips_of_one_frame_to_a_model_of_images(checkpoint, demo_data, tmp_path):

@@ -38,7 +38,7 @@ def pretrain(
     c = ConfigDict()
     c.task_name = 'bevt'
     c.task = {
-        'model': {'variant': 'B', 'window': window, 'drop_path': drop_path, 'dtype': 'bfloat16'},
+        'model': {'variant': 'B', 'window': window, 'drop_path': drop_path, 'dtype': 'bfloat16', 'remat': 'none'},
         'tokenizer': {'kind': 'dalle', 'checkpoint': 'runs/dalle_encoder', 'model': {'dtype': 'bfloat16'}},
         'weights': dict.fromkeys(streams, 1.0),
     }

@@ -83,7 +83,14 @@ def finetune(
     c = ConfigDict()
     c.task_name = 'classify'
     c.task = {
-        'model': {'kind': 'swin', 'variant': 'B', 'window': window, 'drop_path': drop_path, 'dtype': 'bfloat16'},
+        'model': {
+            'kind': 'swin',
+            'variant': 'B',
+            'window': window,
+            'drop_path': drop_path,
+            'dtype': 'bfloat16',
+            'remat': 'none',
+        },
         'num_classes': classes,
         'dropout': 0.5,
         'label_smoothing': label_smoothing,

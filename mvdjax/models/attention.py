@@ -55,8 +55,8 @@ def choose(
 ) -> str:
     """What computes attention: 'xla', 'cudnn' or 'pallas'.
 
-    'auto' takes cuDNN where it can (see `_cudnn_lacks`), XLA elsewhere; nobody has timed the Pallas kernel for these
-    models yet, so that it comes by name only.
+    'auto' takes cuDNN where it can (see `_cudnn_lacks`), XLA elsewhere and where there is a bias: nobody has run cuDNN
+    with these models' biases yet, nor timed the Pallas kernel for them, so that both come by name only.
 
     Args:
       wanted: one of `IMPLEMENTATIONS`.
@@ -73,7 +73,7 @@ def choose(
         raise UserError(f'attention must be one of {", ".join(IMPLEMENTATIONS)}, not {wanted!r}')
     device = _device() if device is None else device
     if wanted == 'auto':
-        return 'xla' if _cudnn_lacks(dtype, head_dim, lengths, biased, device) else 'cudnn'
+        return 'xla' if biased or _cudnn_lacks(dtype, head_dim, lengths, biased, device) else 'cudnn'
     lacks = ''
     if wanted == 'cudnn':
         lacks = _cudnn_lacks(dtype, head_dim, lengths, biased, device)

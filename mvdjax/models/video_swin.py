@@ -235,8 +235,8 @@ class VideoSwin(nn.Module):
       drop_path: rate of the last block; it rises linearly from 0 over the blocks of all stages.
       remat: what the backward pass finds kept of a block, see `layers.Transformer`.
       scan: run the pairs of blocks of a deep stage in a compiled loop; parameters are the same either way.
-      attention: what computes it, see `attention.choose`; fused kernels take windows of an even number of tokens, as a
-        clip's of 8 x 7 x 7.
+      attention: what computes it, see `attention.choose`; with 'cudnn', windows of an odd number of tokens, as an
+        image's of 7 x 7, are computed by XLA.
       dtype: compute dtype; parameters, norms' statistics, logits and softmax are float32 always.
     """
 

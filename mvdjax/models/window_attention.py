@@ -227,8 +227,10 @@ class WindowAttention(nn.Module):
         sides = tuple(2 * w - 1 for w in self.window)
         table = self.param('relative_position_table', token_init, (*sides, self.heads))
         bias = position_bias(table, self.window, windows.size, self.corrected)
+        # cuDNN takes no odd number of tokens with a bias, as an image's 7 x 7; the clips beside it may have it.
+        wanted = 'auto' if self.attention == 'cudnn' and x.shape[2] % 2 else self.attention
         chosen = attention.choose(
-            self.attention, dtype=q.dtype, head_dim=shape[1], lengths=(x.shape[2], x.shape[2]), biased=True
+            wanted, dtype=q.dtype, head_dim=shape[1], lengths=(x.shape[2], x.shape[2]), biased=True
         )
         if chosen == 'xla':
             logits = jnp.einsum('bwqhd,bwkhd->bwhqk', q * shape[1] ** -0.5, k, preferred_element_type=jnp.float32)
