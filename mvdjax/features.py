@@ -49,11 +49,6 @@ NOT_FINITE = 'its features are not finite: the training diverged, or the dtype o
 IMAGE_MODEL_FRAMES = 16  # that a model of images is shown of a video, unless --frames says otherwise
 
 
-def full_path(path: str) -> str:
-    """Where a file lies, also for a start in another folder: a row belongs to one file, not to one of its name."""
-    return path if '://' in path else os.path.abspath(path)
-
-
 @dataclasses.dataclass(frozen=True)
 class FeatureSpec:
     """What to compute.
@@ -158,7 +153,8 @@ class Job:
             },
             'videos': {
                 'list': self.files.path,
-                'fingerprint': digest([[full_path(r.path), r.label] for r in self.files.records]),
+                # Whole paths: a row belongs to one file, not to another of its name.
+                'fingerprint': digest([[media.absolute(r.path), r.label] for r in self.files.records]),
                 'class_names': list(self.files.class_names),
                 'unreadable': 0,
             },
