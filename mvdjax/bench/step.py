@@ -12,7 +12,7 @@ from typing import Any
 import ml_collections
 
 from mvdjax import config_file
-from mvdjax.bench import machine, report_file
+from mvdjax.bench import machine, report_file, rounds
 from mvdjax.bench.measure import Candidate, Result, interleaved
 from mvdjax.bench.peer_mvd import MODES, SIZES
 from mvdjax.errors import UserError
@@ -51,9 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the measurement, prints a table and writes the JSON. Raises UserError."""
-    for name in ('batch', 'steps', 'repeats'):
-        if getattr(args, name) < 1:
-            raise UserError(f'--{name} must be at least 1, not {getattr(args, name)}')
+    rounds.check(args, ('batch', 'steps', 'repeats'))
     config = _config(args)
     dtype = _dtypes(config, args.dtype)
     candidates = [
@@ -65,18 +63,11 @@ def run(args: argparse.Namespace) -> int:
         Candidate(MATRIX, 'mvdjax.bench.step_ways:matrix', {'dtype': dtype, 'steps': 20}),
     ]
     if args.peer:
-        if not os.path.isdir(args.peer):
-            raise UserError(f'--peer={args.peer} is no folder: give a checkout of the published code')
         common = {'checkout': os.path.abspath(args.peer), 'batch': args.batch, 'steps': args.steps}
         common |= {'task': config.task_name, 'models': peer_models(config), 'threads': args.threads}
         for mode in args.peer_modes or (('float32',) if dtype == 'float32' else ('shipped', 'tuned')):
             candidates.append(Candidate(f'published, {mode}', 'mvdjax.bench.peer_mvd:step', {**common, 'mode': mode}))
-
-    def progress(name: str, batch: int) -> None:
-        if name == OURS:
-            print(f'round {batch} of {args.repeats}' if batch else 'warming up: everything is compiled', flush=True)
-
-    results = interleaved(candidates, args.repeats, progress, ENVIRONMENT)
+    results = interleaved(candidates, args.repeats, rounds.teller(OURS, args.repeats), ENVIRONMENT)
     rows = [row(candidate.name, results) for candidate in candidates]
     print('\n' + table(rows))
     if args.output:

@@ -1,16 +1,14 @@
 """`mvdjax bench swin`: a two-stream step of a Swin, beside the published backbone in the same run; see `peer_swin`."""
 
 import argparse
-import os
 import statistics
 from collections.abc import Mapping
 from typing import Any
 
-from mvdjax.bench import machine, report_file
+from mvdjax.bench import machine, report_file, rounds
 from mvdjax.bench.measure import Result, interleaved
 from mvdjax.bench.peer_swin import candidates
 from mvdjax.bench.step import DTYPES, ENVIRONMENT, PACKAGES
-from mvdjax.errors import UserError
 from mvdjax.models.layers import REMAT_POLICIES
 
 SCHEMA = 1  # raise it with every change of a key's meaning
@@ -31,18 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the measurement, prints a table and writes the JSON. Raises UserError."""
-    for name in ('clips', 'images', 'repeats'):
-        if getattr(args, name) < 1:
-            raise UserError(f'--{name} must be at least 1, not {getattr(args, name)}')
-    if args.peer and not os.path.isdir(args.peer):
-        raise UserError(f'--peer={args.peer} is no folder: give a checkout of the published code')
+    rounds.check(args, ('clips', 'images', 'repeats'))
     ways = candidates(args.peer, args.variant, args.clips, args.images, args.dtype, args.threads, args.remat)
-
-    def progress(name: str, batch: int) -> None:
-        if name == ways[0].name:
-            print(f'round {batch} of {args.repeats}' if batch else 'warming up: everything is compiled', flush=True)
-
-    results = interleaved(ways, args.repeats, progress, ENVIRONMENT)
+    results = interleaved(ways, args.repeats, rounds.teller(ways[0].name, args.repeats), ENVIRONMENT)
     rows = [row(way.name, results, args.clips) for way in ways]
     print('\n' + table(rows))
     if args.output:
