@@ -157,6 +157,7 @@ def interleaved(
     repeats: int,
     progress: Callable[[str, int], None] = lambda name, batch: None,
     environment: Mapping[str, str] = ONE_THREAD,
+    settle: bool = False,
 ) -> dict[str, Result]:
     """Runs batch 0 of every candidate to warm it up, then batches 1 to `repeats`, all candidates within each round.
 
@@ -165,6 +166,8 @@ def interleaved(
         repeats: measured rounds.
         progress: told the name and the batch that is about to run.
         environment: variables of the children.
+        settle: open each turn with a batch that is not measured: a process that has waited has lost the caches and, on
+            virtual machines, the memory that it gave back to the system, which a running job would not have.
 
     Returns:
         Results by name.
@@ -180,6 +183,9 @@ def interleaved(
         for batch in range(repeats + 1):
             for candidate, connection in pairs:
                 progress(candidate.name, batch)
+                if settle and batch:
+                    connection.send(batch)
+                    _answer(connection, candidate.name)
                 connection.send(batch)
                 costs[candidate.name].append(_answer(connection, candidate.name))
     return {name: result(name, rounds) for name, rounds in costs.items()}

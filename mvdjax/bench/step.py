@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
         common |= {'task': config.task_name, 'models': peer_models(config), 'threads': args.threads}
         for mode in args.peer_modes or (('float32',) if dtype == 'float32' else ('shipped', 'tuned')):
             candidates.append(Candidate(f'published, {mode}', 'mvdjax.bench.peer_mvd:step', {**common, 'mode': mode}))
-    results = interleaved(candidates, args.repeats, rounds.teller(OURS, args.repeats), ENVIRONMENT)
+    results = interleaved(candidates, args.repeats, rounds.teller(OURS, args.repeats), ENVIRONMENT, settle=True)
     rows = [row(candidate.name, results) for candidate in candidates]
     print('\n' + table(rows))
     if args.output:

@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     """Runs the measurement, prints a table and writes the JSON. Raises UserError."""
     rounds.check(args, ('clips', 'images', 'repeats'))
     ways = candidates(args.peer, args.variant, args.clips, args.images, args.dtype, args.threads, args.remat)
-    results = interleaved(ways, args.repeats, rounds.teller(ways[0].name, args.repeats), ENVIRONMENT)
+    results = interleaved(ways, args.repeats, rounds.teller(ways[0].name, args.repeats), ENVIRONMENT, settle=True)
     rows = [row(way.name, results, args.clips) for way in ways]
     print('\n' + table(rows))
     if args.output:

@@ -23,6 +23,9 @@ def test_rounds_are_interleaved_and_the_warm_up_is_not_counted(tmp_path):
     candidates = [fake('a', 'noting', path=path, name='a'), fake('b', 'noting', path=path, name='b'), fake('t', 'told')]
     results = interleaved(candidates, repeats=3)
     assert Path(path).read_text().split() == ['a0', 'b0', 'a1', 'b1', 'a2', 'b2', 'a3', 'b3']
+    Path(path).unlink()
+    interleaved(candidates, repeats=2, settle=True)  # each turn opens with a batch that nobody measures
+    assert Path(path).read_text().split() == ['a0', 'b0', 'a1', 'a1', 'b1', 'b1', 'a2', 'a2', 'b2', 'b2']
     told = results['t']
     assert told.clips == 4
     assert told.cpu_ms == (125.0, 250.0, 375.0)  # 0.5 s a batch of 4 more each round

@@ -104,7 +104,8 @@ def test_errors(arguments, says, capsys):
 
 
 def test_swin_compares_steps_round_by_round(monkeypatch, capsys, tmp_path):
-    def measured(ways, repeats, progress, environment):
+    def measured(ways, repeats, progress, environment, settle):
+        assert settle
         assert [way.name for way in ways] == ['ours', 'published']
         assert ways[0].arguments['variant'] == 'debug'
         return {

@@ -14,7 +14,7 @@ from mvdjax.errors import UserError
 from mvdjax.models import attention
 from mvdjax.models.bevt import MaskedSwin, SwinClassifier
 from mvdjax.models.video_swin import Stage, resize_mask
-from mvdjax.models.window_attention import WindowAttention, cut, position_bias
+from mvdjax.models.window_attention import FORBIDDEN, WindowAttention, cut, position_bias, weigh
 from mvdjax.tasks.base import build_swin
 
 SMALL = {'width': 8, 'depths': (1, 5), 'heads': (1, 2), 'window': (2, 2, 2)}
@@ -30,6 +30,29 @@ def test_position_bias(size, corrected):
     expected = [[table[tuple(np.subtract(q, k) + np.array(window) - 1)] for k in places] for q in places]
     found = position_bias(jnp.asarray(table), window, size, corrected)
     np.testing.assert_array_equal(found, np.moveaxis(np.array(expected), -1, 0))
+
+
+@pytest.mark.parametrize('masked', [False, True])
+@pytest.mark.parametrize(('dtype', 'tolerance'), [('float32', 2e-6), ('bfloat16', 2e-2)])
+def test_the_backward_pass_from_the_logits_on(masked, dtype, tolerance):
+    keys = jax.random.split(jax.random.key(0), 4)
+    logits, bias = jax.random.normal(keys[0], (2, 3, 2, 6, 6)), jax.random.normal(keys[1], (2, 6, 6))
+    v, dy = (jax.random.normal(key, (2, 3, 6, 2, 4)).astype(dtype) for key in keys[2:])
+    apart = jnp.asarray(np.random.RandomState(0).rand(3, 1, 6, 6) < 0.3) if masked else None
+
+    def plain(logits, bias, v):
+        shown = logits + bias
+        shown = shown if apart is None else jnp.where(apart, shown + FORBIDDEN, shown)
+        weights = jax.nn.softmax(shown).astype(dtype).astype(jnp.float32)
+        return jnp.einsum('bwhqk,bwkhd->bwqhd', weights, v.astype(jnp.float32))
+
+    expected, plain_backward = jax.vjp(plain, logits, bias, v)
+    found, backward = jax.vjp(lambda logits, bias, v: weigh(logits, bias, apart, v), logits, bias, v)
+    assert found.dtype == v.dtype
+    np.testing.assert_allclose(found.astype(jnp.float32), expected, atol=tolerance)
+    for one, other in zip(backward(dy), plain_backward(dy.astype(jnp.float32)), strict=True):
+        assert one.dtype == other.dtype
+        np.testing.assert_allclose(one.astype(jnp.float32), other.astype(jnp.float32), atol=4 * tolerance)
 
 
 def slow_regions(grid, size, shift):
