@@ -54,10 +54,12 @@ def logits(jaxpr: Any) -> Shapes:
 
 
 def inner(eqn: Any) -> list[Any]:
-    """The programs inside an equation."""
+    """The programs inside an equation; of branches for different platforms the one that is not for CPUs."""
     found = []
     for name in ('jaxpr', 'call_jaxpr', 'body_jaxpr', 'branches'):
         value = eqn.params.get(name)
+        if name == 'branches' and eqn.params.get('branches_platforms') is not None:
+            value = next(b for b, known in zip(value, eqn.params['branches_platforms'], strict=True) if known is None)
         for part in value if isinstance(value, tuple) else (value,):
             if part is not None:
                 found.append(getattr(part, 'jaxpr', part))

@@ -222,6 +222,7 @@ def _weigh(logits: jax.Array, bias: jax.Array, apart: jax.Array | None, v: jax.A
         logits = jnp.where(apart, logits + FORBIDDEN, logits)
     weights = jax.nn.softmax(logits)
     y = jnp.einsum('bwhqk,bwkhd->bwqhd', weights.astype(v.dtype), v)
+    y = checkpoint_name(y, 'attention')  # here, since the backward pass wants it, too
     return y, (weights, v, y)
 
 
@@ -286,6 +287,5 @@ class WindowAttention(nn.Module):
             logits = jnp.einsum('bwqhd,bwkhd->bwhqk', q * shape[1] ** -0.5, k, preferred_element_type=jnp.float32)
             y = weigh(logits, bias, None if windows.regions is None else _apart(windows)[:, None], v)
         else:
-            y = fused(q, k, v, bias, windows, chosen)
-        y = checkpoint_name(y, 'attention')
+            y = checkpoint_name(fused(q, k, v, bias, windows, chosen), 'attention')
         return nn.DenseGeneral(width, axis=(-2, -1), kernel_init=token_init, dtype=self.dtype, name='proj')(y)

@@ -167,6 +167,16 @@ def test_convolutions_are_products():
     assert traces.flops(jaxpr) == 2 * (2 * 6 * 6 * 7) * (3 * 3 * 5)
 
 
+def test_what_is_computed_otherwise_on_cpus_counts_as_elsewhere():
+    x = jax.ShapeDtypeStruct((3, 5), np.float32)
+
+    def total(x):
+        return jax.lax.platform_dependent(x, cpu=lambda x: np.ones((1, 3), np.float32) @ x, default=lambda x: x[:1])
+
+    assert traces.flops(jax.make_jaxpr(total)(x).jaxpr) == 0.0
+    assert traces.flops(jax.make_jaxpr(lambda x: np.ones((1, 3), np.float32) @ x)(x).jaxpr) == 2.0 * 3 * 5
+
+
 def test_fused_attention_keeps_its_logits():
     """What the two ways differ by is the logits' bytes: written by one product, read by the other."""
     b, n, heads, width = 2, 64, 2, 8
