@@ -7,14 +7,16 @@ aside, within one level. Source: the golden cases `randaug_{spec,ops,trace}` (le
 """
 
 import dataclasses
+import functools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NoReturn
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
 from mvdjax.data import clip_ops, clip_tables
+from mvdjax.data.clip_ops import FrameSize, Part
 from mvdjax.data.clip_tables import Mapped
 from mvdjax.data.ops import Box
 from mvdjax.errors import UserError
@@ -75,9 +77,25 @@ def _affine(image: Image.Image, matrix: Sequence[float], resample: Image.Resampl
     return image.transform(image.size, Image.Transform.AFFINE, matrix, resample=resample, fillcolor=FILL)
 
 
+def _inside(box: Box, part: Box) -> Box:
+    """A box of the frame as one of a part of it."""
+    return box[0] - part[0], box[1] - part[1], *box[2:]
+
+
 _Apply = Callable[[Image.Image, float, Image.Resampling], Image.Image]
-_OnClip = Callable[[np.ndarray, float, bool, Box], np.ndarray]
+_OnClip = Callable[[Part, float, bool, Box], np.ndarray]
 _Table = Callable[[Mapped, float], np.ndarray]
+_Reach = Callable[[FrameSize, float, Box], Box]
+
+
+def _same_place(size: FrameSize, arg: float, box: Box) -> Box:
+    """Of an op whose pixels depend on the pixel at their place alone."""
+    return box
+
+
+def _everywhere(size: FrameSize, arg: float, box: Box) -> Box:
+    """Of an op that looks at the whole frame."""
+    return 0, 0, *size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,18 +104,18 @@ class Op:
 
     Attributes:
       apply: (RGB image, argument, filter) -> image of the same size; only the geometric ops use the filter.
-      on_clip: the same for a clip: (frames, argument, bicubic or else bilinear, box) -> the box of the result, see
-        `clip_ops`. None for the ops that have a table.
+      on_clip: the same for a clip: (part of its frames, argument, bicubic or else bilinear, box) -> the box of the
+        result, see `clip_ops`. None for the ops that have a table.
       table: (clip, argument) -> the table that maps the clip's values, see `clip_tables`.
       level: (magnitude / 10 in 0..1, sign 1 or -1) -> the argument of `apply`.
-      by_pixel: a value of the result depends on the pixel at its place alone, so that a crop may come first.
+      reach: (size of the frames, argument, box of the result) -> the box of the frames that it depends on.
     """
 
     apply: _Apply
     on_clip: _OnClip | None = None
     table: _Table | None = None
     level: Callable[[float, int], float] = _no_level
-    by_pixel: bool = False
+    reach: _Reach = _same_place
 
 
 def _by_value(apply: _Apply, level: Callable[[float, int], float] = _no_level) -> Op:
@@ -106,7 +124,7 @@ def _by_value(apply: _Apply, level: Callable[[float, int], float] = _no_level) -
     def table(clip: Mapped, arg: float) -> np.ndarray:
         return clip_tables.table_of(lambda image: apply(image, arg, Image.Resampling.BILINEAR))
 
-    return Op(apply, table=table, level=level, by_pixel=True)
+    return Op(apply, table=table, level=level)
 
 
 _ENHANCE_LEVEL = _scaled(0.9, centre=1.0)
@@ -116,54 +134,61 @@ OPS: dict[str, Op] = {
     'AutoContrast': Op(
         lambda image, _, __: ImageOps.autocontrast(image),
         table=lambda clip, _: clip_tables.auto_contrast(clip),
+        reach=_everywhere,
     ),
     'Equalize': Op(
         lambda image, _, __: ImageOps.equalize(image),
         table=lambda clip, _: clip_tables.equalize(clip),
+        reach=_everywhere,
     ),
     'Invert': _by_value(lambda image, _, __: ImageOps.invert(image)),
-    'Rotate': Op(_rotate, clip_ops.rotate, level=_scaled(30.0)),
+    'Rotate': Op(_rotate, clip_ops.rotate, level=_scaled(30.0), reach=clip_ops.rotate_reach),
     'PosterizeIncreasing': _by_value(_posterize, lambda fraction, _: 4 - int(fraction * 4)),
     'SolarizeIncreasing': _by_value(_solarize, lambda fraction, _: 256 - int(fraction * 256)),
     'SolarizeAdd': _by_value(_solarize_add, lambda fraction, _: int(fraction * 110)),
     'ColorIncreasing': Op(
         lambda image, factor, _: ImageEnhance.Color(image).enhance(factor),
-        lambda frames, factor, _, box: clip_ops.color(frames, factor, box),
+        lambda part, factor, _, box: clip_ops.color(part.frames, factor, _inside(box, part.box)),
         level=_ENHANCE_LEVEL,
-        by_pixel=True,
     ),
     'ContrastIncreasing': Op(
         lambda image, factor, _: ImageEnhance.Contrast(image).enhance(factor),
         table=clip_tables.contrast,
         level=_ENHANCE_LEVEL,
+        reach=_everywhere,
     ),
     'BrightnessIncreasing': _by_value(
         lambda image, factor, _: ImageEnhance.Brightness(image).enhance(factor), _ENHANCE_LEVEL
     ),
     'SharpnessIncreasing': Op(
         lambda image, factor, _: ImageEnhance.Sharpness(image).enhance(factor),
-        lambda frames, factor, _, box: clip_ops.sharpness(frames, factor, box),
+        lambda part, factor, _, box: clip_ops.sharpness(part, factor, box),
         level=_ENHANCE_LEVEL,
+        reach=clip_ops.sharpness_reach,
     ),
     'ShearX': Op(
         lambda image, shear, resample: _affine(image, (1, shear, 0, 0, 1, 0), resample),
         clip_ops.shear_x,
         level=_scaled(0.3),
+        reach=clip_ops.shear_x_reach,
     ),
     'ShearY': Op(
         lambda image, shear, resample: _affine(image, (1, 0, 0, shear, 1, 0), resample),
         clip_ops.shear_y,
         level=_scaled(0.3),
+        reach=clip_ops.shear_y_reach,
     ),
     'TranslateXRel': Op(
         lambda image, part, resample: _affine(image, (1, 0, part * image.width, 0, 1, 0), resample),
-        lambda frames, part, cubic, box: clip_ops.translate_x(frames, part * frames.shape[2], cubic, box),
+        lambda part, share, cubic, box: clip_ops.translate_x(part, share * part.size[1], cubic, box),
         level=_scaled(0.45),
+        reach=lambda size, share, box: clip_ops.translate_x_reach(size, share * size[1], box),
     ),
     'TranslateYRel': Op(
         lambda image, part, resample: _affine(image, (1, 0, 0, 0, 1, part * image.height), resample),
-        lambda frames, part, cubic, box: clip_ops.translate_y(frames, part * frames.shape[1], cubic, box),
+        lambda part, share, cubic, box: clip_ops.translate_y(part, share * part.size[0], cubic, box),
         level=_scaled(0.45),
+        reach=lambda size, share, box: clip_ops.translate_y_reach(size, share * size[0], box),
     ),
 }
 
@@ -216,6 +241,7 @@ class _Config:
         return {name: PLAIN_OPS[name] if name != old else OPS[name] for old, name in plain.items()}
 
 
+@functools.cache
 def _parse_spec(spec: str) -> _Config:
     """Parses a spec of the form `_SPEC_FORM`; tokens after `rand` come in any order.
 
@@ -301,6 +327,10 @@ class RandAugment:
         out = replay(steps, frames)
         return out if box is None else clip_tables.cut(out, box)
 
+    def each(self, steps: Sequence[Step], frames: np.ndarray, box: Box) -> Iterator[np.ndarray]:
+        """The frames that `apply` gives, one by one; each lasts until the next one, and may be one of `frames`."""
+        return each_fast(steps, frames, box) if self.mode == 'fast' else iter(self.apply(steps, frames, box))
+
     def plan(self, rng: np.random.Generator, num_frames: int) -> tuple[Step, ...]:
         """Makes all draws for a clip of `num_frames` frames; returns the ops to apply, in order (0 to n of them).
 
@@ -314,7 +344,7 @@ class RandAugment:
         magnitudes = np.clip(rng.normal(config.magnitude, config.magnitude_std, n), 0, MAX_MAGNITUDE)
         signs = np.where(rng.random(n) < 0.5, 1, -1)
         filters = _INTERPOLATIONS[self.interpolation]
-        picks = rng.integers(len(filters), size=(n, num_frames))
+        picks = rng.integers(len(filters), size=(n, num_frames)).tolist()
         return tuple(
             Step(
                 op=names[chosen[i]],
@@ -366,33 +396,41 @@ def replay_fast(steps: Sequence[Step], frames: np.ndarray, box: Box | None = Non
     Returns:
       A new array (t, height, width, 3), the box of what the whole result would be.
     """
+    box = (0, 0, *frames.shape[1:3]) if box is None else box
+    out = np.empty((len(frames), box[2], box[3], 3), np.uint8)
+    for frame, result in zip(each_fast(steps, frames, box), out, strict=True):
+        result[...] = frame
+    return out
+
+
+def each_fast(steps: Sequence[Step], frames: np.ndarray, box: Box) -> Iterator[np.ndarray]:
+    """`replay_fast` frame by frame; each lasts until the next one, and may be one of `frames`."""
     _check_frames(frames)
+    size = frames.shape[1], frames.shape[2]
+    # From the last op to the first: what each has to make, and what it needs for that.
+    made = [box]
+    for step in reversed(steps):
+        made.insert(0, _op(step).reach(size, step.arg, made[0]))
+    have: Box = (0, 0, *size)
     clip = Mapped(np.ascontiguousarray(frames))
-    whole = (0, 0, *frames.shape[1:3])
-    wanted = whole if box is None else box
-    # The last op that looks beyond the pixel's own place needs whole frames; it, or what comes after it, makes the cut.
-    last = max((i for i, step in enumerate(steps) if not _op(step).by_pixel), default=-1)
-    for index, step in enumerate(steps):
+    for step, need, wanted in zip(steps, made[:-1], made[1:], strict=True):
         table = _op(step).table
         if table:
             clip = clip.then(table(clip, step.arg))
             continue
-        if index > last:
-            clip, wanted = Mapped(np.ascontiguousarray(clip.made(wanted))), (0, 0, *wanted[2:])
-        part = whole if index < last else wanted
-        clip = Mapped(np.ascontiguousarray(_on_clip(step, clip.made(), part)))
-        wanted = wanted if index < last else (0, 0, *part[2:])
-    out = clip.made(wanted)
-    return np.array(out, order='C') if np.may_share_memory(out, frames) else out
+        part = Part(clip.made(_inside(need, have)), need, size)
+        clip, have = Mapped(_on_clip(step, part, wanted)), wanted
+    return clip.each(_inside(box, have))
 
 
-def _on_clip(step: Step, frames: np.ndarray, box: Box) -> np.ndarray:
+def _on_clip(step: Step, part: Part, box: Box) -> np.ndarray:
     """One op on a clip; where the filter differs between frames, on the frames of each filter."""
     filters, on_clip = np.array(step.resample) == Image.Resampling.BICUBIC, _op(step).on_clip
     assert on_clip is not None  # ops without one have a table
     if filters.all() or not filters.any():
-        return on_clip(frames, step.arg, bool(filters[0]), box)
-    out = np.empty((len(frames), box[2], box[3], 3), np.uint8)
+        return on_clip(part, step.arg, bool(filters[0]), box)
+    out = np.empty((len(part.frames), box[2], box[3], 3), np.uint8)
     for cubic in (False, True):
-        out[filters == cubic] = on_clip(frames[filters == cubic], step.arg, cubic, box)
+        chosen = dataclasses.replace(part, frames=part.frames[filters == cubic])
+        out[filters == cubic] = on_clip(chosen, step.arg, cubic, box)
     return out
