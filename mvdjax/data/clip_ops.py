@@ -139,7 +139,9 @@ def _shift(source: np.ndarray, out: np.ndarray, shifts: np.ndarray, cubic: bool)
     if starts.max() > 0 or stops.min() < count:
         out.fill(FILL)
     filter2d, border = cv2.filter2D, cv2.BORDER_REPLICATE
-    places = zip(starts.tolist(), stops.tolist(), lows.tolist(), highs.tolist(), (starts + near - lows).tolist())
+    places = zip(
+        starts.tolist(), stops.tolist(), lows.tolist(), highs.tolist(), (starts + near - lows).tolist(), strict=True
+    )
     for row, (start, stop, low, high, skip) in enumerate(places):
         if start < stop:
             moved = filter2d(source[:, row, low:high], -1, kernels[row], None, (anchors[row], 0), _CUT_OFF, border)
@@ -235,7 +237,7 @@ def translate_y(part: Part, pixels: float, cubic: bool, box: Box) -> np.ndarray:
 
 
 def _rotation(size: FrameSize, degrees: float) -> tuple[np.ndarray, np.ndarray]:
-    """The matrix and the offset that take the middle (x, y) of a pixel to its source, counted from the frame's corner."""
+    """The matrix and the offset that take (x, y), counted from the frame's corner, to its source."""
     angle = -math.radians(degrees)
     cos, sin = math.cos(angle), math.sin(angle)
     turn = np.array([[cos, sin], [-sin, cos]])
