@@ -63,8 +63,8 @@ def mapped(frames: np.ndarray, table: np.ndarray | None, box: Box) -> Iterator[n
             part.reshape(len(part), height, wide * 3).view(np.uint16),
             out.reshape(height, -1).view(np.uint16),
         )
-        tables = itertools.repeat(_pairs(table)) if table.ndim == 1 else map(_pairs, table)
-        for frame, frame_table in zip(pairs, tables, strict=False):
+        doubled = itertools.repeat(_pairs(table)) if table.ndim == 1 else map(_pairs, table)
+        for frame, frame_table in zip(pairs, doubled, strict=False):
             cv2.LUT(frame, frame_table, dst=target)
             yield result
         return
@@ -112,6 +112,8 @@ class Mapped:
 
     def then(self, table: np.ndarray) -> Mapped:
         """With one more table."""
+        if (table == (_RAMP if table.ndim < 3 else _RAMP[:, None])).all():  # a frame with black and white in it, mostly
+            return self
         return Mapped(self.frames, table if self.table is None else compose(self.table, table))
 
     def made(self, box: Box | None = None) -> np.ndarray:
@@ -170,8 +172,8 @@ def contrast(clip: Mapped, factor: float) -> np.ndarray:
     whole = (0, 0, *clip.frames.shape[1:3])
     greys = (cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in mapped(clip.frames, clip.table, whole))
     means = np.array([[int(cv2.mean(grey)[0] + 0.5)] for grey in greys], np.uint8)
-    values = (np.broadcast_to(row, (len(means), 256)) for row in (means, _RAMP))
-    return np.asarray(Image.blend(*(Image.fromarray(np.ascontiguousarray(v)) for v in values), factor)).copy()
+    grey, ramp = (Image.fromarray(np.ascontiguousarray(np.broadcast_to(v, (len(means), 256)))) for v in (means, _RAMP))
+    return np.asarray(Image.blend(grey, ramp, factor))
 
 
 def brightness(factor: float) -> np.ndarray:

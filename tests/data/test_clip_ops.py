@@ -5,7 +5,8 @@ import pytest
 from rand_augment_table import FILTERS, difference, noise, rows, scene, step
 
 from mvdjax.data import clip_tables
-from mvdjax.data.rand_augment import OPS, PLAIN_OPS, RandAugment, Step, replay, replay_fast
+from mvdjax.data.rand_augment import RandAugment, Step, replay, replay_fast
+from mvdjax.data.rand_augment_ops import OPS, PLAIN_OPS
 
 BICUBIC, BILINEAR = FILTERS['bicubic'], FILTERS['bilinear']
 TO_THE_BYTE = {name for name in OPS if name.startswith(('Invert', 'Posterize', 'Solarize', 'Brightness'))} | {
