@@ -51,6 +51,12 @@ def mapped(frames: np.ndarray, table: np.ndarray | None, box: Box) -> Iterator[n
         yield from cut(frames, box)
         return
     top, left, height, width = box
+    if table.ndim == 1 and ((table == ~_RAMP).all() or (table == _RAMP & table[-1]).all()):
+        # Inverted, or fewer bits: arithmetic is several times faster than looking values up.
+        result, inverted = np.empty((height, width, 3), np.uint8), table[0] == 255
+        for frame in cut(frames, box):
+            yield np.invert(frame, out=result) if inverted else np.bitwise_and(frame, table[-1], out=result)
+        return
     in_pairs = _PAIRS and table.ndim < 3 and not frames.strides[1] % 2 and frames.strides[2:] == (3, 1)
     in_pairs = in_pairs and (width % 2 == 0 or frames.shape[2] > width)
     wide = width + width % 2 if in_pairs else width
