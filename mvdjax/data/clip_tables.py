@@ -11,7 +11,8 @@ each frame, or (t, 256, 3) for each of its channels. A box is (top, left, height
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 
 import cv2
 import numpy as np
@@ -34,18 +35,58 @@ def table_of(apply: Callable[[Image.Image], Image.Image]) -> np.ndarray:
     return np.asarray(apply(Image.fromarray(ramp)))[0, :, 0].copy()
 
 
-def by_table(frames: np.ndarray, table: np.ndarray, box: Box) -> np.ndarray:
-    """Maps the values inside the box through a table."""
-    part, out = cut(frames, box), np.empty((len(frames), box[2], box[3], 3), np.uint8)
-    if table.ndim == 1 and np.array_equal(table, ~_RAMP):  # ten times faster than looking values up, as the next
-        return np.invert(part, out=out)
-    if table.ndim == 1 and np.array_equal(table, _RAMP & table[-1]):
-        return np.bitwise_and(part, table[-1], out=out)
-    tables = np.broadcast_to(table, (len(frames), 256)) if table.ndim == 1 else table
+# Since OpenCV 5 tables may have 65536 entries: two values at once, which takes less than half the time.
+_PAIRS = int(cv2.__version__.split('.', 1)[0]) >= 5
+
+
+def _pairs(table: np.ndarray) -> np.ndarray:
+    """The table of two neighbouring bytes, uint16 (65536,), whichever comes first."""
+    wide = table.astype(np.uint16)
+    return (wide[:, None] << 8 | wide).ravel()
+
+
+def mapped(frames: np.ndarray, table: np.ndarray | None, box: Box) -> Iterator[np.ndarray]:
+    """What is inside the box, its values mapped through a table, frame by frame; each lasts until the next one."""
+    if table is None:
+        yield from cut(frames, box)
+        return
+    top, left, height, width = box
+    if table.ndim == 1 and ((table == ~_RAMP).all() or (table == _RAMP & table[-1]).all()):
+        # Inverted, or fewer bits: arithmetic is several times faster than looking values up.
+        result, inverted = np.empty((height, width, 3), np.uint8), table[0] == 255
+        for frame in cut(frames, box):
+            yield np.invert(frame, out=result) if inverted else np.bitwise_and(frame, table[-1], out=result)
+        return
+    in_pairs = _PAIRS and table.ndim < 3 and not frames.strides[1] % 2 and frames.strides[2:] == (3, 1)
+    in_pairs = in_pairs and (width % 2 == 0 or frames.shape[2] > width)
+    wide = width + width % 2 if in_pairs else width
+    first = min(left, frames.shape[2] - wide)
+    part = cut(frames, (top, first, height, wide))
+    out = np.empty((height, wide, 3), np.uint8)
+    result = out[:, left - first :][:, :width]
+    if in_pairs:
+        pairs, target = (
+            part.reshape(len(part), height, wide * 3).view(np.uint16),
+            out.reshape(height, -1).view(np.uint16),
+        )
+        doubled = itertools.repeat(_pairs(table)) if table.ndim == 1 else map(_pairs, table)
+        for frame, frame_table in zip(pairs, doubled, strict=False):
+            cv2.LUT(frame, frame_table, dst=target)
+            yield result
+        return
+    tables = np.broadcast_to(table, (len(part), 256)) if table.ndim == 1 else table
     if table.ndim == 3:
         tables = tables[:, None]  # as OpenCV wants a table of several channels
-    for frame, frame_table, result in zip(part, tables, out, strict=True):
-        cv2.LUT(frame, frame_table, dst=result)
+    for frame, frame_table in zip(part, tables, strict=True):
+        cv2.LUT(frame, frame_table, dst=out)
+        yield result
+
+
+def by_table(frames: np.ndarray, table: np.ndarray, box: Box) -> np.ndarray:
+    """Maps the values inside the box through a table."""
+    out = np.empty((len(frames), box[2], box[3], 3), np.uint8)
+    for result, frame in zip(out, mapped(frames, table, box), strict=True):
+        result[...] = frame
     return out
 
 
@@ -77,6 +118,8 @@ class Mapped:
 
     def then(self, table: np.ndarray) -> Mapped:
         """With one more table."""
+        if (table == (_RAMP if table.ndim < 3 else _RAMP[:, None])).all():  # a frame with black and white in it, mostly
+            return self
         return Mapped(self.frames, table if self.table is None else compose(self.table, table))
 
     def made(self, box: Box | None = None) -> np.ndarray:
@@ -84,15 +127,19 @@ class Mapped:
         box = (0, 0, *self.frames.shape[1:3]) if box is None else box
         return cut(self.frames, box) if self.table is None else by_table(self.frames, self.table, box)
 
+    def each(self, box: Box) -> Iterator[np.ndarray]:
+        """The same frame by frame, each of which lasts until the next one."""
+        return mapped(self.frames, self.table, box)
+
     def histograms(self) -> np.ndarray:
         """How often each value comes: int64 (t, 256, 3)."""
-        found = [[cv2.calcHist([f], [c], None, [256], [0, 256]).ravel() for c in range(3)] for f in self.frames]
-        counts = np.array(found, np.int64).transpose(0, 2, 1)
+        found = [cv2.calcHist([f], [c], None, [256], [0, 256]) for f in self.frames for c in range(3)]
+        counts = np.array(found).reshape(-1, 3, 256).transpose(0, 2, 1)  # float32, in which they are exact
         if self.table is None:
-            return counts
-        mapped = np.zeros_like(counts)
-        np.add.at(mapped, (np.arange(len(counts))[:, None, None], _wide(self.table), np.arange(3)), counts)
-        return mapped
+            return counts.astype(np.int64)
+        bins = _wide(self.table) + 256 * np.arange(counts.size // 256).reshape(-1, 1, 3)
+        summed = np.bincount(bins.ravel(), counts.ravel(), counts.size)
+        return summed.astype(np.int64).reshape(-1, 3, 256).transpose(0, 2, 1)
 
     def extremes(self) -> tuple[np.ndarray, np.ndarray]:
         """The darkest and the lightest value of each channel of each frame: int64 (t, 1, 3) each."""
@@ -128,12 +175,11 @@ def contrast(clip: Mapped, factor: float) -> np.ndarray:
     The mean is of OpenCV's grey values. They differ from Pillow's in few pixels, so a mean next to a half may round the
     other way, and the frame be one level lighter or darker.
     """
-    ramp = Image.fromarray(_RAMP[None])
-    tables = []
-    for frame in clip.made():
-        mean = int(cv2.mean(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY))[0] + 0.5)
-        tables.append(np.asarray(Image.blend(Image.new('L', (256, 1), mean), ramp, factor))[0])
-    return np.stack(tables)
+    whole = (0, 0, *clip.frames.shape[1:3])
+    greys = (cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in mapped(clip.frames, clip.table, whole))
+    means = np.array([[int(cv2.mean(grey)[0] + 0.5)] for grey in greys], np.uint8)
+    grey, ramp = (Image.fromarray(np.ascontiguousarray(np.broadcast_to(v, (len(means), 256)))) for v in (means, _RAMP))
+    return np.asarray(Image.blend(grey, ramp, factor))
 
 
 def brightness(factor: float) -> np.ndarray:

@@ -1,28 +1,29 @@
 """RandAugment for clips, as the published MVD and VideoMAE fine-tuning runs apply it.
 
 Host code: NumPy, PIL and OpenCV. It runs on whole decoded uint8 frames, before normalisation and RandomResizedCrop.
-PIL is the reference, not a convenience: its fixed-point resampling and truncating blends are what the published
-pixels are made of. `clip_tables` and `clip_ops` have the same ops for whole clips, several times faster and, rotation
-aside, within one level. Source: the golden cases `randaug_{spec,ops,trace}` (levels, pixels and whole traces).
+What an operation does stands in `rand_augment_ops`; here are the draws, and chains of operations. Source: the golden
+cases `randaug_{spec,ops,trace}` (levels, pixels and whole traces).
 """
 
 import dataclasses
+import functools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NoReturn
 
 import numpy as np
-from PIL import Image, ImageEnhance, ImageOps
+from PIL import Image
 
-from mvdjax.data import clip_ops, clip_tables
+from mvdjax.data import clip_tables
+from mvdjax.data.clip_ops import Part
 from mvdjax.data.clip_tables import Mapped
 from mvdjax.data.ops import Box
+from mvdjax.data.rand_augment_ops import OPS, PLAIN_OPS, Op, inside
 from mvdjax.errors import UserError
 
 MAX_MAGNITUDE = 10
 APPLY_PROBABILITY = 0.5
 MODES = ('exact', 'fast')
-FILL = (clip_ops.FILL,) * 3
 
 _INTERPOLATIONS: dict[str, tuple[Image.Resampling, ...]] = {
     'bicubic': (Image.Resampling.BICUBIC,),
@@ -31,157 +32,6 @@ _INTERPOLATIONS: dict[str, tuple[Image.Resampling, ...]] = {
 }
 _SPEC_FORM = 'rand-m<0..10>-n<ops per clip>[-mstd<standard deviation>][-inc1], for example rand-m7-n4-mstd0.5-inc1'
 _TOKEN = re.compile(r'(m|n|inc)([0-9]+)|(mstd)([0-9]+(?:\.[0-9]+)?)')
-
-
-def _scaled(scale: float, centre: float = 0.0) -> Callable[[float, int], float]:
-    """Returns the level function `centre + sign * fraction * scale`."""
-    return lambda fraction, sign: centre + sign * (fraction * scale)
-
-
-def _no_level(fraction: float, sign: int) -> float:
-    """The level function of an op that takes no argument."""
-    return 0.0
-
-
-def _by_table(image: Image.Image, table: np.ndarray) -> Image.Image:
-    """Maps each value of each channel through `table`, (256,) integers 0..255."""
-    return image.point(table.tolist() * 3)
-
-
-def _posterize(image: Image.Image, bits: float, resample: Image.Resampling) -> Image.Image:
-    """Keeps the highest `bits` (0..8) bits; 0, which magnitude 10 gives, is black (ImageOps refuses it from 13 on)."""
-    return _by_table(image, np.arange(256) & (0xFF00 >> int(bits)))
-
-
-def _solarize(image: Image.Image, threshold: float, resample: Image.Resampling) -> Image.Image:
-    """Inverts the values from `threshold` (0..256) up."""
-    values = np.arange(256)
-    return _by_table(image, np.where(values < threshold, values, 255 - values))
-
-
-def _solarize_add(image: Image.Image, addend: float, resample: Image.Resampling) -> Image.Image:
-    """Adds `addend` (0..110) to the values below 128, saturating at 255."""
-    values = np.arange(256)
-    return _by_table(image, np.where(values < 128, np.minimum(values + int(addend), 255), values))
-
-
-def _rotate(image: Image.Image, degrees: float, resample: Image.Resampling) -> Image.Image:
-    """Rotates counter-clockwise about the centre, keeping the size."""
-    return image.rotate(degrees, resample=resample, fillcolor=FILL)
-
-
-def _affine(image: Image.Image, matrix: Sequence[float], resample: Image.Resampling) -> Image.Image:
-    """Fills output (x, y) from input (a x + b y + c, d x + e y + f), with `matrix` = (a, b, c, d, e, f)."""
-    return image.transform(image.size, Image.Transform.AFFINE, matrix, resample=resample, fillcolor=FILL)
-
-
-_Apply = Callable[[Image.Image, float, Image.Resampling], Image.Image]
-_OnClip = Callable[[np.ndarray, float, bool, Box], np.ndarray]
-_Table = Callable[[Mapped, float], np.ndarray]
-
-
-@dataclasses.dataclass(frozen=True)
-class Op:
-    """One row of the op table.
-
-    Attributes:
-      apply: (RGB image, argument, filter) -> image of the same size; only the geometric ops use the filter.
-      on_clip: the same for a clip: (frames, argument, bicubic or else bilinear, box) -> the box of the result, see
-        `clip_ops`. None for the ops that have a table.
-      table: (clip, argument) -> the table that maps the clip's values, see `clip_tables`.
-      level: (magnitude / 10 in 0..1, sign 1 or -1) -> the argument of `apply`.
-      by_pixel: a value of the result depends on the pixel at its place alone, so that a crop may come first.
-    """
-
-    apply: _Apply
-    on_clip: _OnClip | None = None
-    table: _Table | None = None
-    level: Callable[[float, int], float] = _no_level
-    by_pixel: bool = False
-
-
-def _by_value(apply: _Apply, level: Callable[[float, int], float] = _no_level) -> Op:
-    """The row of an op that maps each value by itself: its table is what `apply` makes of all values."""
-
-    def table(clip: Mapped, arg: float) -> np.ndarray:
-        return clip_tables.table_of(lambda image: apply(image, arg, Image.Resampling.BILINEAR))
-
-    return Op(apply, table=table, level=level, by_pixel=True)
-
-
-_ENHANCE_LEVEL = _scaled(0.9, centre=1.0)
-
-# The "increasing" set: a higher magnitude always changes the image more. The draw indexes this order.
-OPS: dict[str, Op] = {
-    'AutoContrast': Op(
-        lambda image, _, __: ImageOps.autocontrast(image),
-        table=lambda clip, _: clip_tables.auto_contrast(clip),
-    ),
-    'Equalize': Op(
-        lambda image, _, __: ImageOps.equalize(image),
-        table=lambda clip, _: clip_tables.equalize(clip),
-    ),
-    'Invert': _by_value(lambda image, _, __: ImageOps.invert(image)),
-    'Rotate': Op(_rotate, clip_ops.rotate, level=_scaled(30.0)),
-    'PosterizeIncreasing': _by_value(_posterize, lambda fraction, _: 4 - int(fraction * 4)),
-    'SolarizeIncreasing': _by_value(_solarize, lambda fraction, _: 256 - int(fraction * 256)),
-    'SolarizeAdd': _by_value(_solarize_add, lambda fraction, _: int(fraction * 110)),
-    'ColorIncreasing': Op(
-        lambda image, factor, _: ImageEnhance.Color(image).enhance(factor),
-        lambda frames, factor, _, box: clip_ops.color(frames, factor, box),
-        level=_ENHANCE_LEVEL,
-        by_pixel=True,
-    ),
-    'ContrastIncreasing': Op(
-        lambda image, factor, _: ImageEnhance.Contrast(image).enhance(factor),
-        table=clip_tables.contrast,
-        level=_ENHANCE_LEVEL,
-    ),
-    'BrightnessIncreasing': _by_value(
-        lambda image, factor, _: ImageEnhance.Brightness(image).enhance(factor), _ENHANCE_LEVEL
-    ),
-    'SharpnessIncreasing': Op(
-        lambda image, factor, _: ImageEnhance.Sharpness(image).enhance(factor),
-        lambda frames, factor, _, box: clip_ops.sharpness(frames, factor, box),
-        level=_ENHANCE_LEVEL,
-    ),
-    'ShearX': Op(
-        lambda image, shear, resample: _affine(image, (1, shear, 0, 0, 1, 0), resample),
-        clip_ops.shear_x,
-        level=_scaled(0.3),
-    ),
-    'ShearY': Op(
-        lambda image, shear, resample: _affine(image, (1, 0, 0, shear, 1, 0), resample),
-        clip_ops.shear_y,
-        level=_scaled(0.3),
-    ),
-    'TranslateXRel': Op(
-        lambda image, part, resample: _affine(image, (1, 0, part * image.width, 0, 1, 0), resample),
-        lambda frames, part, cubic, box: clip_ops.translate_x(frames, part * frames.shape[2], cubic, box),
-        level=_scaled(0.45),
-    ),
-    'TranslateYRel': Op(
-        lambda image, part, resample: _affine(image, (1, 0, 0, 0, 1, part * image.height), resample),
-        lambda frames, part, cubic, box: clip_ops.translate_y(frames, part * frames.shape[1], cubic, box),
-        level=_scaled(0.45),
-    ),
-}
-
-
-def _with_level(name: str, level: Callable[[float, int], float]) -> Op:
-    return dataclasses.replace(OPS[name], level=level)
-
-
-# What a spec without `inc` has in place of the ops that end in Increasing: posterize and solarize change less with a
-# higher magnitude, and the factors of the others go from 0.1 to 1.9, whatever the sign.
-PLAIN_OPS: dict[str, Op] = {
-    'Posterize': _with_level('PosterizeIncreasing', lambda fraction, _: int(fraction * 4)),
-    'Solarize': _with_level('SolarizeIncreasing', lambda fraction, _: int(fraction * 256)),
-    **{
-        name: _with_level(f'{name}Increasing', lambda fraction, _: fraction * 1.8 + 0.1)
-        for name in ('Color', 'Contrast', 'Brightness', 'Sharpness')
-    },
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,6 +66,7 @@ class _Config:
         return {name: PLAIN_OPS[name] if name != old else OPS[name] for old, name in plain.items()}
 
 
+@functools.cache
 def _parse_spec(spec: str) -> _Config:
     """Parses a spec of the form `_SPEC_FORM`; tokens after `rand` come in any order.
 
@@ -301,6 +152,10 @@ class RandAugment:
         out = replay(steps, frames)
         return out if box is None else clip_tables.cut(out, box)
 
+    def each(self, steps: Sequence[Step], frames: np.ndarray, box: Box) -> Iterator[np.ndarray]:
+        """The frames that `apply` gives, one by one; each lasts until the next one, and may be one of `frames`."""
+        return each_fast(steps, frames, box) if self.mode == 'fast' else iter(self.apply(steps, frames, box))
+
     def plan(self, rng: np.random.Generator, num_frames: int) -> tuple[Step, ...]:
         """Makes all draws for a clip of `num_frames` frames; returns the ops to apply, in order (0 to n of them).
 
@@ -314,7 +169,7 @@ class RandAugment:
         magnitudes = np.clip(rng.normal(config.magnitude, config.magnitude_std, n), 0, MAX_MAGNITUDE)
         signs = np.where(rng.random(n) < 0.5, 1, -1)
         filters = _INTERPOLATIONS[self.interpolation]
-        picks = rng.integers(len(filters), size=(n, num_frames))
+        picks = rng.integers(len(filters), size=(n, num_frames)).tolist()
         return tuple(
             Step(
                 op=names[chosen[i]],
@@ -366,33 +221,41 @@ def replay_fast(steps: Sequence[Step], frames: np.ndarray, box: Box | None = Non
     Returns:
       A new array (t, height, width, 3), the box of what the whole result would be.
     """
+    box = (0, 0, *frames.shape[1:3]) if box is None else box
+    out = np.empty((len(frames), box[2], box[3], 3), np.uint8)
+    for frame, result in zip(each_fast(steps, frames, box), out, strict=True):
+        result[...] = frame
+    return out
+
+
+def each_fast(steps: Sequence[Step], frames: np.ndarray, box: Box) -> Iterator[np.ndarray]:
+    """`replay_fast` frame by frame; each lasts until the next one, and may be one of `frames`."""
     _check_frames(frames)
+    size = frames.shape[1], frames.shape[2]
+    # From the last op to the first: what each has to make, and what it needs for that.
+    made = [box]
+    for step in reversed(steps):
+        made.insert(0, _op(step).reach(size, step.arg, made[0]))
+    have: Box = (0, 0, *size)
     clip = Mapped(np.ascontiguousarray(frames))
-    whole = (0, 0, *frames.shape[1:3])
-    wanted = whole if box is None else box
-    # The last op that looks beyond the pixel's own place needs whole frames; it, or what comes after it, makes the cut.
-    last = max((i for i, step in enumerate(steps) if not _op(step).by_pixel), default=-1)
-    for index, step in enumerate(steps):
+    for step, need, wanted in zip(steps, made[:-1], made[1:], strict=True):
         table = _op(step).table
         if table:
             clip = clip.then(table(clip, step.arg))
             continue
-        if index > last:
-            clip, wanted = Mapped(np.ascontiguousarray(clip.made(wanted))), (0, 0, *wanted[2:])
-        part = whole if index < last else wanted
-        clip = Mapped(np.ascontiguousarray(_on_clip(step, clip.made(), part)))
-        wanted = wanted if index < last else (0, 0, *part[2:])
-    out = clip.made(wanted)
-    return np.array(out, order='C') if np.may_share_memory(out, frames) else out
+        part = Part(clip.made(inside(need, have)), need, size)
+        clip, have = Mapped(_on_clip(step, part, wanted)), wanted
+    return clip.each(inside(box, have))
 
 
-def _on_clip(step: Step, frames: np.ndarray, box: Box) -> np.ndarray:
+def _on_clip(step: Step, part: Part, box: Box) -> np.ndarray:
     """One op on a clip; where the filter differs between frames, on the frames of each filter."""
     filters, on_clip = np.array(step.resample) == Image.Resampling.BICUBIC, _op(step).on_clip
     assert on_clip is not None  # ops without one have a table
     if filters.all() or not filters.any():
-        return on_clip(frames, step.arg, bool(filters[0]), box)
-    out = np.empty((len(frames), box[2], box[3], 3), np.uint8)
+        return on_clip(part, step.arg, bool(filters[0]), box)
+    out = np.empty((len(part.frames), box[2], box[3], 3), np.uint8)
     for cubic in (False, True):
-        out[filters == cubic] = on_clip(frames[filters == cubic], step.arg, cubic, box)
+        chosen = dataclasses.replace(part, frames=part.frames[filters == cubic])
+        out[filters == cubic] = on_clip(chosen, step.arg, cubic, box)
     return out

@@ -12,7 +12,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from mvdjax.data.rand_augment import OPS, Step, replay, replay_fast
+from mvdjax.data.rand_augment import Step, replay, replay_fast
+from mvdjax.data.rand_augment_ops import OPS
 
 GEOMETRIC = ('Rotate', 'ShearX', 'ShearY', 'TranslateXRel', 'TranslateYRel')
 FILTERS = {'bicubic': Image.Resampling.BICUBIC, 'bilinear': Image.Resampling.BILINEAR}

@@ -5,7 +5,8 @@ import pytest
 from rand_augment_table import FILTERS, difference, noise, rows, scene, step
 
 from mvdjax.data import clip_tables
-from mvdjax.data.rand_augment import OPS, PLAIN_OPS, RandAugment, Step, replay, replay_fast
+from mvdjax.data.rand_augment import RandAugment, Step, replay, replay_fast
+from mvdjax.data.rand_augment_ops import OPS, PLAIN_OPS
 
 BICUBIC, BILINEAR = FILTERS['bicubic'], FILTERS['bilinear']
 TO_THE_BYTE = {name for name in OPS if name.startswith(('Invert', 'Posterize', 'Solarize', 'Brightness'))} | {
@@ -161,3 +162,76 @@ def test_the_plain_set_has_the_levels_of_a_spec_without_inc():
         out = replay(steps, image)
         assert (out != image).any()
         assert np.abs(out.astype(int) - replay_fast(steps, image)).max() <= 1
+
+
+@pytest.mark.parametrize('in_pairs', [True, False])
+def test_values_are_mapped_alike_in_pairs_and_one_by_one(monkeypatch, in_pairs):
+    """Even and odd frames, boxes at every edge; pairs of values are what OpenCV 5 can look up."""
+    monkeypatch.setattr(clip_tables, '_PAIRS', in_pairs and clip_tables._PAIRS)
+    rng = np.random.default_rng(2)
+    for width in (7, 8):
+        clip = noise(2, 5, width)
+        for shape in ((256,), (2, 256), (2, 256, 3)):
+            table = rng.integers(0, 256, shape, np.uint8)
+            channels = np.broadcast_to(table.reshape(-1, 256, 3 if len(shape) == 3 else 1), (2, 256, 3))
+            expected = np.take_along_axis(channels, clip.reshape(2, -1, 3).astype(int), axis=1).reshape(clip.shape)
+            for box in ((0, 0, 5, width), (1, 1, 3, 4), (0, width - 3, 5, 3), (2, 0, 1, 1), (0, 1, 5, width - 1)):
+                made = clip_tables.by_table(clip, table, box)
+                np.testing.assert_array_equal(made, clip_tables.cut(expected, box))
+
+
+def test_tables_that_change_nothing_are_left_out():
+    """Frames that have black and white are what AutoContrast makes of them."""
+    clip = noise()
+    clip[:, 0, 0], clip[:, 0, 1] = 0, 255
+    mapped = clip_tables.Mapped(clip)
+    assert mapped.then(clip_tables.auto_contrast(mapped)) is mapped
+    clip[1, ..., 2] = clip[1, ..., 2] // 2
+    assert mapped.then(clip_tables.auto_contrast(mapped)) is not mapped
+    assert mapped.then(np.arange(256, dtype=np.uint8)) is mapped
+
+
+GEOMETRIC = ('Rotate', 'ShearX', 'ShearY', 'TranslateXRel', 'TranslateYRel', 'SharpnessIncreasing')
+
+
+@pytest.mark.parametrize('first', GEOMETRIC)
+def test_no_pixel_is_missing_where_each_op_makes_what_the_next_one_needs(first):
+    """Chains of three, in both directions, into boxes at the edges: the box of what whole frames give.
+
+    After a rotation to a level or two, as the corner that its places are rounded from is another one.
+    """
+    clip, size = scene(1), scene(1).shape[1:3]
+    boxes = [(0, 0, 30, 41), (size[0] - 11, size[1] - 9, 11, 9), (37, 50, 20, 30), (0, size[1] - 1, 96, 1)]
+    for i, second in enumerate(GEOMETRIC):
+        for sign, back in ((1, 1), (1, -1), (-1, 1), (-1, -1)):
+            chain = [step(first, 'bicubic', 9.0, sign, 1), step('AutoContrast', 'bicubic', 9.0, 1, 1)]
+            chain = chain[: 1 + i % 2] + [
+                step(second, 'bicubic', 9.0, back, 1),
+                step('ColorIncreasing', 'bicubic', 5.0, back, 1),
+            ]
+            whole = replay_fast(chain, clip).astype(int)
+            for box in boxes:
+                off = np.abs(replay_fast(chain, clip, box) - clip_tables.cut(whole, box))
+                if 'Rotate' not in (first, second):
+                    assert off.max() == 0
+                assert off.mean() < 0.5
+                assert off.max() <= 20
+
+
+def test_an_op_reaches_no_further_than_it_has_to():
+    size = (256, 340)
+    for name, op in OPS.items():
+        for box in ((100, 120, 60, 80), (0, 0, 1, 1), (255, 339, 1, 1), (0, 0, *size)):
+            for sign in (1, -1):
+                arg = op.level(0.7, sign)
+                top, left, height, width = op.reach(size, arg, box)
+                assert min(top, left) >= 0
+                assert min(height, width) >= 1
+                assert top + height <= size[0]
+                assert left + width <= size[1]
+                if name in GEOMETRIC and box[2] == 60:
+                    assert height * width < 3 * 60 * 80
+                elif name in GEOMETRIC and box[2:] == size and name != 'SharpnessIncreasing':
+                    assert height * width > 0.6 * size[0] * size[1]
+    assert OPS['Equalize'].reach(size, 0.0, (5, 5, 5, 5)) == (0, 0, *size)
+    assert OPS['Invert'].reach(size, 0.0, (5, 6, 7, 8)) == (5, 6, 7, 8)

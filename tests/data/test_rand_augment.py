@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mvdjax.data.rand_augment import FILL, OPS, RandAugment, Step, replay
+from mvdjax.data.rand_augment import RandAugment, Step, replay
+from mvdjax.data.rand_augment_ops import FILL, OPS
 from mvdjax.errors import UserError
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden' / 'data'

@@ -1,11 +1,12 @@
 """Clips for fine-tuning a classifier: random-resized crop, flip, RandAugment, random erasing, repeated augmentation."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import numpy as np
 
-from mvdjax.data import color, ops, sampling
+from mvdjax.data import clip_tables, color, ops, sampling
 from mvdjax.data.limits import check_counts, check_scale, check_shares
 from mvdjax.data.rand_augment import RandAugment
 from mvdjax.data.reading import read_frames
@@ -58,7 +59,7 @@ class Recipe:
         sampling.check_rule(self.sampling)
         self._check_swaps()
         color.check_jitter(self.color_jitter)
-        self._augment()
+        self._augment  # noqa: B018 - refuses a wrong specification
 
     def _check_swaps(self) -> None:
         swaps = [tuple(pair) if isinstance(pair, (tuple, list)) else (pair,) for pair in self.flip_swaps]
@@ -70,6 +71,7 @@ class Recipe:
         if swaps and not self.flip:
             raise UserError('data options: flip_swaps does nothing where flip is 0: state the probability of a flip')
 
+    @functools.cached_property
     def _augment(self) -> RandAugment | None:
         return RandAugment(self.rand_augment, mode=self.rand_augment_mode) if self.rand_augment else None
 
@@ -77,19 +79,19 @@ class Recipe:
         swaps = {old: new for a, b in self.flip_swaps for old, new in ((a, b), (b, a))}
         return swaps.get(label, label)
 
-    def _view(self, frames: np.ndarray, label: int, rng: np.random.Generator) -> Sample:
+    def _view(self, frames: np.ndarray, label: int, rng: np.random.Generator, video: np.ndarray) -> Sample:
+        """Draws a view, puts its clip into `video` and returns the rest of the sample."""
         height, width = frames.shape[1:3]
-        augment = self._augment()
+        augment = self._augment
         steps = augment.plan(rng, len(frames)) if augment else ()
         box = ops.random_resized_crop_box(rng, height, width, self.scale, ops.crop_ratio(self.size))
-        if augment:  # on the whole frames, of which only the box is wanted
-            frames, box = augment.apply(steps, frames, box), (0, 0, *box[2:])
-        clip = ops.crop_resize_bilinear(frames, box, self.size)
-        if rng.random() < self.flip:
-            clip, label = ops.flip(clip), self._flipped(label)
+        flip = rng.random() < self.flip
+        # The operations see whole frames, of which only the box is wanted.
+        parts = augment.each(steps, frames, box) if augment else clip_tables.cut(frames, box)
+        ops.resize_into(parts, video, mirrored=flip)
         if any(self.color_jitter):
-            clip = color.color_jitter(rng, clip, *self.color_jitter)
-        sample = {'video': clip, 'label': np.int32(label)}
+            video[...] = color.color_jitter(rng, video, *self.color_jitter)
+        sample: Sample = {'label': np.int32(self._flipped(label) if flip else label)}
         if self.erasing:
             sample['erase'] = ops.random_erasing_box(rng, *ops.height_width(self.size), self.erasing)
         return sample
@@ -105,4 +107,6 @@ class Recipe:
         """A sample with `video`, `label`, maybe `erase`, each with a leading axis of `views` if there are several."""
         pick = sampling.RULES[self.sampling].train
         frames = read_frames(record.path, lambda n: pick(n, rng, self.length, self.stride))
-        return stack_views([self._view(frames, record.label, rng) for _ in range(self.views)])
+        video = np.empty((self.views, len(frames), *ops.height_width(self.size), 3), np.uint8)
+        rest = stack_views([self._view(frames, record.label, rng, clip) for clip in video])
+        return {'video': video if self.views > 1 else video[0], **rest}
