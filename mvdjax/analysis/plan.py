@@ -43,6 +43,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--unrolled', action='store_true', help="no loop over layers, for the compiler's own FLOPs; slow"
     )
+    parser.add_argument(
+        '--effort',
+        type=float,
+        default=plan_topology.TPU_EFFORT,
+        metavar='X',
+        help="of a TPU's compiler, -1 (least) to 0 (in full; slow) (default: %(default)s, with the same figures)",
+    )
     parser.add_argument('--output', metavar='FILE', help='write the plan as JSON')
     parser.add_argument('--table', metavar='FILE', help='write the table of all published recipes as Markdown')
     parser.add_argument('--only', default='', metavar='REGEX', help='with --table: rows ("CONFIG TOPOLOGY") to compile')
@@ -54,6 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs `mvdjax plan`."""
+    if not -1 <= args.effort <= 0:
+        raise UserError(f'--effort must be from -1 to 0, not {args.effort:g}')
     if args.table:
         _write_table(args)
         return 0
@@ -72,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _plan(args: argparse.Namespace) -> dict[str, Any]:
-    topology = plan_topology.find(args.topology)
+    topology = plan_topology.find(args.topology, args.effort)
     plan = make_plan(
         args.config,
         args.overrides,
@@ -142,6 +151,6 @@ def _write_table(args: argparse.Namespace) -> None:
         re.compile(args.only)
     except re.error as error:
         raise UserError(f'--only={args.only} is not a regular expression ({error})') from error
-    text = plan_table.page(list(plan_table.rows(cache, args.only, not args.no_compile)))
+    text = plan_table.page(list(plan_table.rows(cache, args.only, not args.no_compile, args.effort)))
     Path(args.table).write_text(text)
     say(f'{args.table} is written')

@@ -11,13 +11,9 @@ import jax
 from mvdjax import hardware
 from mvdjax.analysis.plan_hlo import Program
 from mvdjax.analysis.plan_step import Step
-from mvdjax.analysis.plan_topology import TPU_DIMENSIONS, Topology
+from mvdjax.analysis.plan_topology import Topology
 
 GIB = 2**30
-# A TPU's compiler searches for faster code most of its time. With this much less of it the rows of docs/scaling.md that
-# were compiled both ways have the same memory, matrix products, traffic and collectives, in a third to a twentieth of
-# the time; from -0.5 down the code is worse.
-TPU_EFFORT = -0.35
 _UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
 
 
@@ -74,12 +70,6 @@ def lower(step: Step) -> tuple[Any, str]:
     return lowered, hashlib.sha256(lowered.as_text().encode()).hexdigest()[:16]
 
 
-def compiler_options(topology: Topology) -> dict[str, float]:
-    """What to tell the topology's compiler."""
-    tpu = topology.device is not None and topology.device.name in TPU_DIMENSIONS
-    return {'exec_time_optimization_effort': TPU_EFFORT} if tpu else {}
-
-
 def compute_dtype(step: Step) -> str:
     """The type that the task's matrix products are computed in."""
     return str(jax.numpy.dtype(step.task.backbone().dtype))
@@ -91,7 +81,7 @@ def compile_step(step: Step, topology: Topology, lowered: Any = None, program: s
         lowered, program = lower(step)
     start = time.perf_counter()
     try:
-        compiled = lowered.compile(compiler_options(topology))
+        compiled = lowered.compile(dict(topology.options))
     except RuntimeError as error:
         if 'RESOURCE_EXHAUSTED' not in str(error):
             raise

@@ -44,15 +44,19 @@ What every published recipe takes on machines that we do not have. This page is 
 which compiles the real train step of each recipe for TPU slices through libtpu's compile-only client (extra `tpu`, no
 TPU needed) and keeps what it found in `scaling.json` beside it, so that it can be stopped and goes on where it was; a
 row is compiled again when its program has changed. The compiler is told to search less for faster code
-(`exec_time_optimization_effort=-0.35`): where a row was compiled both ways, memory, products, traffic and collectives
-are the same, in a fraction of the time. Rows "by formula" were not compiled: GPUs always, TPUs where compiling has not
-come to them yet. None of these numbers is a measurement; those are in [benchmarks.md](benchmarks.md).
+(`--effort=-0.35`): where a row was compiled both ways, memory, products, traffic and collectives are the same, in a
+fraction of the time. "compiler (-1)" marks rows of the least effort, used for Swins, whose many small loops take eight
+times as long: the same memory and products, a step up to a fifth longer. Rows "by formula" were not compiled: GPUs
+always, TPUs where compiling has not come to them yet. None of these numbers is a measurement; those are in
+[benchmarks.md](benchmarks.md).
 
 The batch is the published one throughout. "changes" is what to add to the command line, each with `--config.` in
 front (`remat=...` stands for every `remat` of the task section): fewer or more micro-batches, recomputed activations,
 or a `tensor` axis where the published batch does not divide by the devices; none of them changes the mathematics. The
 first form that fits, the fastest by formula, is shown; `mvdjax plan --config=... --devices=N --memory=24G` proposes
-the same for any machine. GiB are of the whole step per device. Hours are of the whole run at that speed.
+the same for any machine. GiB are of the whole step per device; a compiler's are arguments and temporaries added up,
+some of which share memory, so that a step may fit although the sum is larger than the device (ViT-H's fine-tuning on
+v5e: 16.2 GiB, of which 12.2 are alive at a time). Hours are of the whole run at that speed.
 
 **Step time**, by compiler: every instruction of the compiled program takes the longer of FLOPs / peak and bytes moved
 / memory bandwidth, one after the other, loops as often as they run; then what collectives send (ring algorithm) /
@@ -109,14 +113,16 @@ class Cache:
         part.replace(self.path)
 
 
-def make_row(config: str, name: str, cache: Cache, compile_it: bool) -> dict[str, Any]:
+def make_row(
+    config: str, name: str, cache: Cache, compile_it: bool, effort: float = plan_topology.TPU_EFFORT
+) -> dict[str, Any]:
     """A row of the table; compiled and cached, taken from the cache, or by formula."""
     key = f'{config} {name}'
     tpu = name.partition(':')[0] in plan_topology.TPU_DIMENSIONS
     old = cache.rows.get(key)
     if old is not None and tpu and not compile_it:
         return old
-    topology = plan_topology.find(name) if tpu and compile_it else stand_in(name)
+    topology = plan_topology.find(name, effort) if tpu and compile_it else stand_in(name)
     try:
         found = proposals(config, (), topology, usable(topology))
     except UserError as error:
@@ -151,12 +157,12 @@ def _compiled(config: str, topology: Topology, found: Sequence[Proposal], old: A
     return row
 
 
-def rows(cache: Cache, only: str, compile_it: bool) -> Iterator[dict[str, Any]]:
+def rows(cache: Cache, only: str, compile_it: bool, effort: float) -> Iterator[dict[str, Any]]:
     """All rows; those that match `only` are compiled where they have to be."""
     for name in TOPOLOGIES:
         for config in published():
             wanted = compile_it and re.search(only, f'{config} {name}') is not None
-            row = make_row(config, name, cache, wanted)
+            row = make_row(config, name, cache, wanted, effort)
             if wanted:
                 say(f'{config} {name}: {_status(row)}')
             yield row

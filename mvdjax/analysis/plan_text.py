@@ -144,5 +144,10 @@ def _row(row: dict[str, Any]) -> str:
             if time and memory['fits']
             else '| | | '
         )
-        + f'{memory["from"]} |'
+        + f'{memory["from"]}{_least(row["compiler"])} |'
     )
+
+
+def _least(compiler: dict[str, Any] | None) -> str:
+    """A mark on what was compiled with the least effort."""
+    return ' (-1)' if compiler and compiler['version'].endswith('effort -1') else ''

@@ -5,6 +5,7 @@ import dataclasses
 import math
 import os
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -14,6 +15,10 @@ from jax.sharding import AbstractMesh, AxisType
 from mvdjax import hardware, sharding
 from mvdjax.errors import UserError
 
+# A TPU's compiler searches for faster code most of its time. With this much less of it the rows of docs/scaling.md that
+# were compiled both ways have the same memory, matrix products, traffic and collectives, in a third to a twentieth of
+# the time; from -0.5 down the code is worse.
+TPU_EFFORT = -0.35
 TPU_DIMENSIONS = {'v4': 3, 'v5e': 2, 'v5p': 3, 'v6e': 2}
 FORMS = (
     "a TPU slice by its shape ('v5e:16x16', 'v6e:4x4', 'v4:4x4x4', 'v5p:8x8x8'), "
@@ -31,6 +36,7 @@ class Topology:
       device: their figures, or None where they are unknown (the CPU).
       devices: what a mesh can be made of, to compile for; None if there is no compiler here, only formulas.
       version: of the compiler.
+      options: for the compiler.
     """
 
     name: str
@@ -38,6 +44,7 @@ class Topology:
     device: hardware.Device | None
     devices: tuple[Any, ...] | None
     version: str = ''
+    options: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     def mesh(
         self, data: int = -1, fsdp: int = 1, tensor: int = 1, devices: int | None = None, slices: int | None = None
@@ -56,15 +63,19 @@ class Topology:
         return AbstractMesh(sizes, sharding.AXES, axis_types=(AxisType.Auto,) * len(sizes))
 
 
-def find(name: str) -> Topology:
+def find(name: str, effort: float = TPU_EFFORT) -> Topology:
     """The topology of a name, see `FORMS`.
+
+    Args:
+      name: as it was asked for.
+      effort: of a TPU's compiler to make its code fast, from -1 to 0, the compiler's own.
 
     Raises:
       UserError: an unknown name, a shape that the TPU does not come in, more devices than there are, or no libtpu.
     """
     kind, _, shape = name.partition(':')
     if kind.lower() in TPU_DIMENSIONS:
-        return _tpu(name, kind.lower(), shape)
+        return _tpu(name, kind.lower(), shape, effort)
     device = hardware.find(kind)
     if not re.fullmatch(r'[1-9]\d*', shape) or (kind != 'local' and device is None):
         gpus = ', '.join(d.name for d in hardware.DEVICES if d.name not in TPU_DIMENSIONS)
@@ -83,7 +94,7 @@ def _local(name: str, count: int) -> Topology:
     return Topology(name, count, found, tuple(devices[:count]), f'jax {jax.__version__} {devices[0].platform}')
 
 
-def _tpu(name: str, kind: str, shape: str) -> Topology:
+def _tpu(name: str, kind: str, shape: str, effort: float) -> Topology:
     """A TPU slice, from libtpu, which compiles without one."""
     if not re.fullmatch(r'[1-9]\d*(x[1-9]\d*)+', shape) or shape.count('x') + 1 != TPU_DIMENSIONS[kind]:
         raise UserError(
@@ -115,4 +126,5 @@ def _tpu(name: str, kind: str, shape: str) -> Topology:
     if len(devices) != count:
         raise UserError(f'libtpu gives {len(devices)} devices for {name}, not {count}')
     found = hardware.find(devices[0].device_kind)
-    return Topology(name, count, found, tuple(np.ravel(devices)), f'jax {jax.__version__} libtpu {libtpu.__version__}')
+    version = f'jax {jax.__version__} libtpu {libtpu.__version__} at effort {effort:g}'
+    return Topology(name, count, found, tuple(np.ravel(devices)), version, {'exec_time_optimization_effort': effort})
