@@ -180,6 +180,8 @@ class Checkpoints:
         except jax.errors.JaxRuntimeError:
             raise  # the devices, or another process that is gone: nothing that storage has to do with
         except Exception as error:
+            if isinstance(error.__cause__, jax.errors.JaxRuntimeError):  # Orbax calls a lost process a time-out
+                raise error.__cause__ from error
             if processes.is_main():
                 for _ in range(20):  # a writing thread of Orbax's may still be adding to it
                     halves = list(self.folder.glob(f'{step}{TEMPORARY}*'))

@@ -203,6 +203,19 @@ def test_a_deletion_that_is_cut_short_leaves_no_half_step_and_is_done_later(tmp_
     assert {p.name for p in folder.iterdir()} == {'2', '3', 'deleted-5'}
 
 
+def test_another_process_that_is_lost_amid_a_save_is_no_fault_of_the_disk(tmp_path, monkeypatch):
+    def lost():
+        try:
+            raise jax.errors.JaxRuntimeError('UNAVAILABLE: Socket closed')
+        except jax.errors.JaxRuntimeError as error:
+            raise TimeoutError('Timed out while waiting for async_commit_complete barrier.') from error
+
+    with Checkpoints(str(tmp_path), 1) as saved, monkeypatch.context() as patch:
+        patch.setattr(saved._writer, 'wait_until_finished', lost)
+        with pytest.raises(jax.errors.JaxRuntimeError, match='Socket closed'):
+            saved.wait()
+
+
 def test_what_is_not_read_back_as_it_was_saved_never_gets_a_name(tmp_path, monkeypatch):
     save(tmp_path, 1)
     real = integrity.read_arrays
