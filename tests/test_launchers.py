@@ -28,8 +28,8 @@ def script(path: Path, text: str) -> Path:
     return path
 
 
-# Tests that run in the background of a script, or under nohup, ignore SIGINT, and what they start would, too; a shell that
-# was started so cannot trap it. This becomes the command that it is given, with Ctrl-C as a terminal has it.
+# Tests in the background of a script, or under nohup, ignore SIGINT, and what they start would, too; a shell that was
+# started so cannot trap it. This becomes the command that it is given, with Ctrl-C as a terminal has it.
 AS_IN_A_TERMINAL = (
     'import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])'
 )
