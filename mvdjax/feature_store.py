@@ -6,7 +6,8 @@
     bad_videos.jsonl   the files that could not be read
 
 While it is written the array has another name, and grows batch by batch; a batch counts once its lines are written. So
-a run that is interrupted at any moment goes on after the last whole batch.
+a run that is interrupted at any moment goes on after the last whole batch. Rows without a feature may be amended later,
+in place: first the numbers, then the lines.
 """
 
 import contextlib
@@ -14,7 +15,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,7 @@ class FeatureStore:
     Attributes:
       rows: how many are written.
       unreadable: how many of them are NaN.
+      finished: whether the array has its name already.
     """
 
     def __init__(self, folder: str, about: Mapping[str, Any]) -> None:
@@ -70,6 +72,8 @@ class FeatureStore:
         self._row = int(np.prod(self._shape[1:])) * self._dtype.itemsize
         self.rows = self.unreadable = 0
         before = check_folder(folder, about)
+        self.finished = before is not None and before['finished'] and is_whole(folder, about)
+        self._array = self._folder / (ARRAY if self.finished else UNFINISHED)
         if before is None:
             self._check_room(self._row * self._shape[0])
             with contextlib.suppress(FileNotFoundError):
@@ -77,8 +81,8 @@ class FeatureStore:
             self._write_header()
             write_json(self._folder / ABOUT, self._about)
         else:
-            if not (self._folder / UNFINISHED).exists() and (self._folder / ARRAY).exists():
-                os.replace(self._folder / ARRAY, self._folder / UNFINISHED)  # killed while it was finished
+            if not self._array.exists() and (self._folder / ARRAY).exists():
+                os.replace(self._folder / ARRAY, self._array)  # killed while it was finished
             self._find_end()
             self._check_room(self._row * (self._shape[0] - self.rows))
 
@@ -91,7 +95,7 @@ class FeatureStore:
             )
 
     def _write_header(self) -> None:
-        with open(self._folder / UNFINISHED, 'wb') as file:
+        with open(self._array, 'wb') as file:
             entry = np.lib.format.dtype_to_descr(self._dtype)
             header = {'descr': entry, 'fortran_order': False, 'shape': self._shape}
             np.lib.format.write_array_header_1_0(file, header)
@@ -99,9 +103,8 @@ class FeatureStore:
 
     def _find_end(self) -> None:
         """The rows whose numbers and lines are both there; what is behind them is forgotten by `go_on`."""
-        path = self._folder / UNFINISHED
         try:
-            with open(path, 'rb') as file:
+            with open(self._array, 'rb') as file:
                 np.lib.format.read_magic(file)
                 shape, _, dtype = np.lib.format.read_array_header_1_0(file)
                 self._start = file.tell()
@@ -109,14 +112,7 @@ class FeatureStore:
                 raise ValueError('another shape')
         except (OSError, ValueError):
             self._write_header()
-        self.rows = min((path.stat().st_size - self._start) // self._row, len(self._lines()))
-
-    def _lines(self) -> list[bytes]:
-        """The lines of the rows, without one that a kill cut short."""
-        try:
-            return (self._folder / LINES).read_bytes().split(b'\n')[:-1]
-        except FileNotFoundError:
-            return []
+        self.rows = min((self._array.stat().st_size - self._start) // self._row, len(_lines(self._folder)))
 
     def go_on(self, batch: int) -> int:
         """Cuts what is there to whole batches, so that the next one is made of the same videos as ever.
@@ -126,14 +122,21 @@ class FeatureStore:
         """
         done = self.rows // batch if self.rows < self._shape[0] else -(-self.rows // batch)
         self.rows = min(done * batch, self._shape[0])
-        lines = self._lines()[: self.rows]
+        lines = _lines(self._folder)[: self.rows]
         self.unreadable = sum('error' in json.loads(line) for line in lines)
-        with open(self._folder / UNFINISHED, 'r+b') as file:
-            file.truncate(self._start + self.rows * self._row)
-        temporary = self._folder / f'.{LINES}.tmp'
-        temporary.write_bytes(b''.join(line + b'\n' for line in lines))
-        os.replace(temporary, self._folder / LINES)
+        if not self.finished:
+            with open(self._array, 'r+b') as file:
+                file.truncate(self._start + self.rows * self._row)
+            self._replace_lines(lines)
         return done
+
+    def _replace_lines(self, lines: Sequence[bytes]) -> None:
+        temporary = self._folder / f'.{LINES}.tmp'
+        with open(temporary, 'wb') as file:
+            file.writelines(line + b'\n' for line in lines)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, self._folder / LINES)
 
     def append(self, features: np.ndarray, records: Sequence[Record], errors: Sequence[str | None]) -> None:
         """Writes the next rows, to the disk.
@@ -146,26 +149,52 @@ class FeatureStore:
         Raises:
           UserError: they cannot be written, or not in this dtype.
         """
-        missing = np.array([error is not None for error in errors])
+        rows = self._converted(features, records, errors)
+        lines = b''.join(_line(record, error) + b'\n' for record, error in zip(records, errors, strict=True))
+        with self._told():
+            _append(self._array, rows.tobytes())
+            _append(self._folder / LINES, lines)
+        self.rows += len(records)
+        self.unreadable += sum(error is not None for error in errors)
+
+    def amend(
+        self, rows: Sequence[int], features: np.ndarray, records: Sequence[Record], errors: Sequence[str | None]
+    ) -> None:
+        """Writes rows that had no feature, where there is one now; the rest is as in `append`."""
+        values, lines = self._converted(features, records, errors), _lines(self._folder)
+        good = [place for place, error in enumerate(errors) if error is None]
+        for row, record, error in zip(rows, records, errors, strict=True):
+            lines[row] = _line(record, error)
+        with self._told():
+            if good:
+                with open(self._array, 'r+b') as file:
+                    for place in good:
+                        file.seek(self._start + rows[place] * self._row)
+                        file.write(values[place].tobytes())
+                    file.flush()
+                    os.fsync(file.fileno())
+            self._replace_lines(lines)
+        self.unreadable -= len(good)
+
+    def _converted(self, features: np.ndarray, records: Sequence[Record], errors: Sequence[str | None]) -> np.ndarray:
+        """Features as they are written."""
         with np.errstate(over='ignore'):
             rows = features.astype(self._dtype)
         if self._dtype == np.float16 and not np.array_equal(np.isinf(rows), np.isinf(features)):
             raise UserError(f'{records[0].path} and its neighbours have features too large for float16: use float32')
-        rows[missing] = np.nan
-        lines = ''
-        for record, error in zip(records, errors, strict=True):
-            entry = {'path': record.path, 'label': record.label} | ({'error': error} if error else {})
-            lines += json.dumps(entry) + '\n'
+        rows[np.array([error is not None for error in errors])] = np.nan
+        return rows
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """What storage says to a write, as a sentence."""
         try:
-            _append(self._folder / UNFINISHED, rows.tobytes())
-            _append(self._folder / LINES, lines.encode())
+            yield
         except OSError as error:
             raise UserError(
                 f'{self._folder} cannot be written ({error.strerror}): make room or mend it, and start the same '
                 f'command again; it goes on after {self.rows} of {self._shape[0]} videos'
             ) from error
-        self.rows += len(records)
-        self.unreadable += int(missing.sum())
 
     def discard(self) -> None:
         """Forgets all rows: the next start begins anew."""
@@ -173,10 +202,30 @@ class FeatureStore:
 
     def finish(self) -> None:
         """Gives the array its name and says that it is whole."""
-        os.replace(self._folder / UNFINISHED, self._folder / ARRAY)
+        if not self.finished:
+            os.replace(self._array, self._folder / ARRAY)
         about = {**self._about, 'finished': True}
         about['videos'] = {**about['videos'], 'unreadable': self.unreadable}
         write_json(self._folder / ABOUT, about)
+
+
+def failures(folder: str) -> dict[int, str]:
+    """{row: why it has no feature} of the rows that are written."""
+    entries = (json.loads(line) for line in _lines(Path(folder)))
+    return {row: entry['error'] for row, entry in enumerate(entries) if 'error' in entry}
+
+
+def _lines(folder: Path) -> list[bytes]:
+    """The lines of the rows, without one that a kill cut short."""
+    try:
+        return (folder / LINES).read_bytes().split(b'\n')[:-1]
+    except FileNotFoundError:
+        return []
+
+
+def _line(record: Record, error: str | None) -> bytes:
+    entry = {'path': record.path, 'label': record.label} | ({'error': error} if error else {})
+    return json.dumps(entry).encode()
 
 
 def _append(path: Path, content: bytes) -> None:

@@ -9,23 +9,22 @@ import argparse
 import dataclasses
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Sequence
 from contextlib import closing
 from typing import Any
 
 import jax
-import numpy as np
-from jax.sharding import Mesh
 
-from mvdjax import __version__, checkpoints, sharding
+from mvdjax import __version__, checkpoints, preemption
 from mvdjax import config as configs
 from mvdjax.console import say
 from mvdjax.data import media
-from mvdjax.data.pipeline import BadFiles, Data, eval_batches, read_bad_files, remove_bad_files
+from mvdjax.data.pipeline import Data, filter_bad_files, remove_bad_files
 from mvdjax.data.progress import Progress
-from mvdjax.data.schema import FileList
+from mvdjax.data.schema import FileList, Record
 from mvdjax.errors import UserError
 from mvdjax.evaluate import make_writable
+from mvdjax.feature_batches import NOT_FINITE, FeatureBatches
 from mvdjax.feature_store import (
     ARRAY,
     BAD,
@@ -35,6 +34,7 @@ from mvdjax.feature_store import (
     FeatureStore,
     check_folder,
     digest,
+    failures,
     is_whole,
     weights_digest,
 )
@@ -45,7 +45,6 @@ from mvdjax.tasks.encoders import check_layer, encode_views
 from mvdjax.workdir_lock import WorkdirLock
 
 KINDS = ('clip', 'dense')
-NOT_FINITE = 'its features are not finite: the training diverged, or the dtype of the model overflows'
 IMAGE_MODEL_FRAMES = 16  # that a model of images is shown of a video, unless --frames says otherwise
 
 
@@ -167,6 +166,9 @@ def make_job(checkpoint: str, videos: str, spec: FeatureSpec, workers: int = 0, 
     Raises:
       UserError: they fit neither each other nor the checkpoint.
     """
+    for option, value, least in (('workers', workers, 0), ('threads', threads, 1)):
+        if value < least:
+            raise UserError(f'--{option} must be at least {least}, not {value}')
     finished = open_finished(checkpoint)
     encoder = finished.task.feature_encoder()
     check_layer(encoder, spec.layer)
@@ -187,6 +189,8 @@ def make_job(checkpoint: str, videos: str, spec: FeatureSpec, workers: int = 0, 
 def write_features(job: Job, output: str, batch: int = 8) -> dict[str, Any]:
     """Computes features and writes them, or goes on where an earlier start ended.
 
+    Videos that an earlier start could not read are tried again, once the rest is written.
+
     Args:
       job: what to compute.
       output: folder, see feature_store.py.
@@ -197,6 +201,7 @@ def write_features(job: Job, output: str, batch: int = 8) -> dict[str, Any]:
 
     Raises:
       UserError: the folder is of something else or cannot be written, weights do not fit, no video can be read.
+      Stopped: by SIGTERM or Ctrl-C; the batches that were under way are written.
     """
     if batch < 1:
         raise UserError(f'--batch must be at least 1, not {batch}')
@@ -204,85 +209,93 @@ def write_features(job: Job, output: str, batch: int = 8) -> dict[str, Any]:
     params = job.load()
     about = job.about(params)
     before = check_folder(output, about)
-    if before and before['finished'] and is_whole(output, about):
+    if before and before['finished'] and is_whole(output, about) and not _to_try_again(output):
         say(f'{output} is finished: {_summary(count, before["videos"]["unreadable"], about)}')
         return {'videos': count, 'unreadable': before['videos']['unreadable']}
     make_writable(output)
-    mesh = sharding.make_mesh()
-    batch = -(-batch // mesh.size) * mesh.size
-    with WorkdirLock(output):
+    bad = os.path.join(output, BAD)
+    settings: Run = configs.build(Run, configs.section(job.finished.config, 'run'), 'run')
+    with WorkdirLock(output), preemption.Notice() as notice:
+        shape, precision = about['array']['shape'][1:], settings.matmul_precision
+        batches = FeatureBatches(
+            job.data, job.function(), params, shape=shape, batch=batch, bad=bad, precision=precision
+        )
         store = FeatureStore(output, about)
-        done = store.go_on(batch)
+        done = store.go_on(batches.batch)
+        again = _to_try_again(output)
         if not done:
-            remove_bad_files(os.path.join(output, BAD))
-        else:
+            remove_bad_files(bad)
+        elif not store.finished:
             say(f'{output} has {store.rows} of {count} videos; going on')
-        try:
-            _write_rest(job, store, output, sharding.place_tree(params, mesh), mesh, batch, done)
-        except RuntimeError as error:
-            if 'RESOURCE_EXHAUSTED' not in str(error):
-                raise
-            raise UserError(f'the device is out of memory with {batch} videos at once: lower --batch') from error
+        _write_rest(job, store, batches, notice, done)
+        if again:
+            _try_again(job, store, batches, notice, again, bad)
         if store.unreadable == count:
             store.discard()
-            raise UserError(f'none of the {count} files of {job.files.path} can be read: see {output}/{BAD}')
+            raise UserError(f'none of the {count} files of {job.files.path} can be read: see {bad}')
+        failed = {job.files.records[row].path for row in failures(output)}
+        filter_bad_files(bad, lambda entry: entry['path'] in failed)  # another start may have noted one mended since
         store.finish()
-    say(f'{output}: {_summary(count, store.unreadable, about)}')
+    say(f'{output}{" is finished" * store.finished}: {_summary(count, store.unreadable, about)}')
     return {'videos': count, 'unreadable': store.unreadable}
 
 
+def _to_try_again(output: str) -> list[int]:
+    """The rows without a feature that could be read another time: where the model is at fault, no time will help."""
+    return [row for row, error in failures(output).items() if error != NOT_FINITE]
+
+
 def _write_rest(
-    job: Job, store: FeatureStore, output: str, params: Any, mesh: Mesh, batch: int, start_step: int
+    job: Job, store: FeatureStore, batches: FeatureBatches, notice: preemption.Notice, start_step: int
 ) -> None:
-    """Appends what is missing, a batch behind the devices: they compute while one is written."""
-    bad = os.path.join(output, BAD)
-    settings: Run = configs.build(Run, configs.section(job.finished.config, 'run'), 'run')
-    function = sharding.traced_on(mesh, job.function(), settings.matmul_precision)
-    run = jax.jit(function, out_shardings=sharding.batch_sharding(mesh))
-    batches = eval_batches(
-        job.data,
-        job.files,
-        batch=batch,
-        empty=job.data.make().blank(),
-        bad=BadFiles(bad),
-        start_step=start_step,
-    )
-
-    def computed() -> Iterator[tuple[Any, Any]]:
-        for host in batches:
-            yield host, run(params, sharding.place_batch({'video': host['video']}, mesh)['video'])
-        yield None, None
-
-    with Progress('encoded', len(job.files.records) - store.rows) as bar, closing(batches):
-        waiting: tuple[Any, Any] = None, None
-        for host, found in computed():
-            if waiting[0] is not None:
-                bar.update(count=_write(job, store, bad, *waiting))
-            waiting = host, found
+    """Appends what is missing."""
+    count = len(job.files.records)
+    with (
+        Progress('encoded', count - store.rows) as bar,
+        closing(batches.of(job.files, notice.reached, start_step)) as found,
+    ):
+        for values, errors in found:
+            records = job.files.records[store.rows : store.rows + len(errors)]
+            store.append(values, records, errors)
+            _tell(records, errors)
+            bar.update(count=len(errors))
+    if store.rows < count:
+        raise notice.stopped(f'after {store.rows} of {count} videos, which are written')
 
 
-def _write(job: Job, store: FeatureStore, bad: str, host: Any, found: jax.Array) -> int:
-    """Appends a batch, without its padding. Returns how many videos it had."""
-    records = job.files.records[store.rows : store.rows + len(host['index'])]
-    valid = host['valid'][: len(records)]
-    reasons = {} if valid.all() else {entry['path']: entry['reason'] for entry in read_bad_files(bad)}
-    values = np.asarray(found)[: len(records)]
-    finite = np.isfinite(values.reshape(len(records), -1)).all(axis=1)
-    errors = [
-        reasons.get(record.path, 'cannot be read') if not fine else None if good else NOT_FINITE
-        for fine, good, record in zip(valid, finite, records, strict=True)
-    ]
-    store.append(values, records, errors)
-    for record, reason in zip(records, errors, strict=True):
-        if reason is not None:
-            tell_unreadable(record.path, reason)
-    return len(records)
+def _try_again(
+    job: Job, store: FeatureStore, batches: FeatureBatches, notice: preemption.Notice, rows: list[int], bad: str
+) -> None:
+    """Amends the rows of videos that can be read by now."""
+    files = dataclasses.replace(job.files, records=tuple(job.files.records[row] for row in rows))
+    tried, before = 0, store.unreadable
+    paths = {record.path for record in files.records}
+    filter_bad_files(bad, lambda entry: bool(entry.get('skip')) or entry['path'] not in paths)
+    with closing(batches.of(files, notice.reached)) as found:
+        for values, errors in found:
+            end = tried + len(errors)
+            store.amend(rows[tried:end], values, files.records[tried:end], errors)
+            _tell(files.records[tried:end], errors)
+            tried = end
+    say(f'{before - store.unreadable} of {tried} videos that could not be read before can be read now')
+    if tried < len(rows):
+        raise notice.stopped('while such videos were tried again')
+
+
+def _tell(records: Sequence[Record], errors: Sequence[str | None]) -> None:
+    for record, error in zip(records, errors, strict=True):
+        if error is not None:
+            tell_unreadable(record.path, error)
 
 
 def _summary(count: int, unreadable: int, about: dict[str, Any]) -> str:
     array = about['array']
     text = f'features of {count - unreadable} of {count} videos, {array["dtype"]} {tuple(array["shape"])}'
-    return text + (f'; {unreadable} without (rows of NaN; {LINES} says why)' if unreadable else '')
+    return text + (
+        f'; {unreadable} without (rows of NaN; {LINES} says why; the same command tries them again)'
+        if unreadable
+        else ''
+    )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -323,7 +336,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 then, in Python:
   features = numpy.load('features/features.npy', mmap_mode='r')  # row i is line i of features/videos.jsonl
 
-A start after an interruption goes on where it was. See docs/features.md."""
+The same command goes on after an interruption, and tries videos again that it could not read. See docs/features.md.
+
+exit codes: 0 finished, 75 stopped by SIGTERM, 130 by Ctrl-C, both after what was under way is written, 1 failed,
+2 wrong usage"""
 
 
 def run(args: argparse.Namespace) -> int:

@@ -46,7 +46,7 @@ class Notice:
     def _note(self, number: int, frame: FrameType | None) -> None:
         del frame
         if number == signal.SIGINT and self._signal == signal.SIGINT:
-            os.write(2, b'\nstopped at once; the last checkpoint is whole\n')
+            os.write(2, b'\nstopped at once; what was saved before is whole\n')
             os._exit(INTERRUPTED)
         first = self._signal is None
         self._signal = number
@@ -69,8 +69,8 @@ class Notice:
             self._reached = any(processes.exchange('notice', self._signal is not None))  # slower, but none stops alone
         return self._reached
 
-    def stopped(self, step: int) -> Stopped:
-        """What to raise once the step is saved."""
+    def stopped(self, done: str) -> Stopped:
+        """What to raise once all is saved; `done` is what, such as 'after step 3, which is saved'."""
         sys.stdout.flush()
         code = INTERRUPTED if self._signal == signal.SIGINT else TRY_AGAIN
-        return Stopped(f'stopped after step {step}, which is saved; start the same command again to go on', code)
+        return Stopped(f'stopped {done}; start the same command again to go on', code)

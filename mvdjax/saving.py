@@ -18,6 +18,7 @@ from mvdjax.saves import SaveLog
 from mvdjax.train_state import TrainState
 
 DAMAGED, ABANDONED = 'damaged-', 'abandoned-'  # what a step is renamed to that is not used any more
+DELETED = 'deleted-'  # and one of which files are being removed
 TEMPORARY = '.orbax-checkpoint-tmp'
 SAVE_LIMIT = 3600  # seconds that writing and reading back may take
 _NONE, _ALL_DAMAGED = -1, -2
@@ -97,6 +98,7 @@ class Checkpoints:
         for half in self.folder.glob(f'*{TEMPORARY}*'):
             if half.name.split('.')[0].isdigit() and int(half.name.split('.')[0]) in self._made:
                 half.rmtree()  # of a save that was cut short; others' are not ours to judge
+        self._remove_deleted()
         for step in sorted(self.steps(), reverse=True):
             problem = integrity.check(self.folder / str(step))
             if problem is None:
@@ -178,6 +180,8 @@ class Checkpoints:
         except jax.errors.JaxRuntimeError:
             raise  # the devices, or another process that is gone: nothing that storage has to do with
         except Exception as error:
+            if isinstance(error.__cause__, jax.errors.JaxRuntimeError):  # Orbax calls a lost process a time-out
+                raise error.__cause__ from error
             if processes.is_main():
                 for _ in range(20):  # a writing thread of Orbax's may still be adding to it
                     halves = list(self.folder.glob(f'{step}{TEMPORARY}*'))
@@ -210,7 +214,15 @@ class Checkpoints:
             kept = self._keep_every and step % self._keep_every == 0
             if step in self._made and not kept:
                 with contextlib.suppress(OSError):  # another time
-                    (self.folder / str(step)).rmtree()
+                    self._rename(step, DELETED)  # a kill amid its files must not leave half a step with a name
+        self._remove_deleted()
+
+    def _remove_deleted(self) -> None:
+        for gone in self.folder.glob(f'{DELETED}*'):
+            number = gone.name.removeprefix(DELETED).split('-')[0]
+            if number.isdigit() and int(number) in self._made:
+                with contextlib.suppress(OSError):
+                    gone.rmtree()
 
     def restore(self, step: int, abstract: TrainState, mesh: Mesh) -> TrainState:
         """The state of a step, placed on `mesh` whatever mesh saved it.

@@ -231,7 +231,7 @@ def train(config: ml_collections.ConfigDict, workdir: str, profile: str = '') ->
                         stop = evaluations(step, state.tested, frozen)
                 bar.update(1)
     if stop:
-        raise notice.stopped(step)
+        raise notice.stopped(f'after step {step}, which is saved')
     return numbers
 
 

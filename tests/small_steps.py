@@ -8,7 +8,7 @@ from golden_weights import known_options
 
 from mvdjax import optimizers, sharding, train_state
 from mvdjax.settings import Run
-from mvdjax.tasks import bevt, classify, mae, mvd
+from mvdjax.tasks import bevt, classify, mae, mvd, tokenizer_vq
 from mvdjax.train_step import compile_step
 
 ROWS = 8
@@ -58,16 +58,25 @@ def make_bevt(width=32, depth=2, **options):
 
 
 def two_streams(rows=ROWS):
-    """A batch of BEVT: as many images as clips, with 8 x 8 places a frame."""
+    """A batch of BEVT, drawn: as many images as clips, with 8 x 8 places a frame."""
+    random = np.random.RandomState(0)
 
     def stream(frames):
-        pixels = np.zeros((rows, frames, 32, 32, 3), np.uint8)
-        return {'video': pixels, 'token_video': pixels, 'mask': np.zeros((rows, max(1, frames // 2) * 64), bool)}
+        video, token_video = random.randint(0, 256, (2, rows, frames, 32, 32, 3)).astype(np.uint8)
+        mask = random.rand(rows, max(1, frames // 2) * 64) < 0.4
+        return {'video': video, 'token_video': token_video, 'mask': mask}
 
     return {'video': stream(4), 'image': stream(1)}
 
 
-# A task and its batch; a new task joins with a line.
+def make_tokenizer(width=32, depth=2):
+    """A codebook, and a perceptual encoder."""
+    model = {'channels': (width // 2, width), 'blocks': depth, 'vocabulary': 32, 'code_dim': 8}
+    perceptual = {'model': image_vit(width, depth), 'checkpoint': 'random'}
+    return tokenizer_vq.Task(model, perceptual=perceptual)
+
+
+# Tasks on a ViT, and their batches; a new one joins with a line.
 TASKS = {
     'mae': (make_mae, {'video': (1, 16, 16, 3), 'mask': (4,)}),
     'videomae': (make_videomae, {'video': (4, 16, 16, 3), 'mask': (8,)}),
@@ -75,11 +84,23 @@ TASKS = {
     'classify': (make_classify, {'video': (4, 16, 16, 3), 'label': (), 'erase': (4,)}),
 }
 
+# All tasks; a batch may be drawn by a function of its own.
+EVERY = {
+    **TASKS,
+    'bevt': (make_bevt, two_streams),
+    'tokenizer': (make_tokenizer, {'video': (1, 16, 16, 3)}),
+}
+ACCUMULATE = {'bevt': 2}  # micro-batches, where not 1
+WORN = ('tokenizer',)  # its blocks start as the identity, most of their gradients as zero: start from noise beside it
+
 
 def host_batch(name, rows=ROWS):
     """A batch of a task, drawn."""
+    shapes = EVERY[name][1]
+    if callable(shapes):
+        return shapes(rows)
     random, batch = np.random.RandomState(0), {}
-    for key, shape in TASKS[name][1].items():
+    for key, shape in shapes.items():
         if key == 'mask':  # the second half of each frame's tokens
             batch[key] = np.tile(np.arange(4) >= 2, (rows, shape[0] // 4))
         elif key == 'video':
@@ -107,28 +128,38 @@ def adamw(task, batch, clip_norm=None):
 @functools.cache
 def fresh_state(name):
     """A task's state on the host, made on one device."""
-    task, batch = TASKS[name][0](), host_batch(name)
+    task, batch = EVERY[name][0](), host_batch(name)
     mesh = sharding.make_mesh(devices=1)
-    return jax.device_get(train_state.create(task, adamw(task, batch), batch, seed=0, ema=True, mesh=mesh))
+    state = jax.device_get(train_state.create(task, adamw(task, batch), batch, seed=0, ema=True, mesh=mesh))
+    if name in WORN:
+        random = np.random.RandomState(1)
+        params = jax.tree.map(lambda x: (x + 0.05 * random.standard_normal(x.shape)).astype(x.dtype), state.params)
+        state = state._replace(params=params, ema=params)
+    return state
 
 
 @functools.cache
 def frozen_on_host(name):
     """A task's teachers."""
-    return jax.device_get(TASKS[name][0]().frozen())
+    return jax.device_get(EVERY[name][0]().frozen())
 
 
 def one_step(name, **mesh_options):
     """(metrics, state) after a step from `fresh_state` on a mesh, and the mesh; both back on the host."""
-    task, batch = TASKS[name][0](), host_batch(name)
+    task, batch = EVERY[name][0](), host_batch(name)
     mesh = sharding.make_mesh(**mesh_options)
-    run = Run(global_batch=ROWS, steps=10, ema_decay=0.9)
+    run = Run(global_batch=ROWS, steps=10, ema_decay=0.9, accumulate=ACCUMULATE.get(name, 1))
     state = sharding.place_tree(fresh_state(name), mesh)
     frozen = sharding.place_tree(frozen_on_host(name), mesh)
     arguments = (state, frozen, sharding.place_batch(batch, mesh))
-    step = compile_step(task, adamw(task, batch), run, state, mesh, 1).lower(*arguments)
+    step = compile_step(task, adamw(task, batch), run, state, mesh, views_of(batch)).lower(*arguments)
     state, values = step.compile(compiler_options=known_options())(*arguments)
     return jax.device_get(values), jax.device_get(state)
+
+
+def views_of(batch):
+    """Rows of a video in a batch, as `compile_step` wants it: one, of every stream."""
+    return dict.fromkeys(batch, 1) if isinstance(batch['video'], dict) else 1
 
 
 def place(tree, mesh):
@@ -147,6 +178,5 @@ def compiled_step(task, batch, mesh):
     rows = sharding.batch_sharding(mesh)
     batch = jax.tree.map(lambda v: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=rows), batch)
     run = Run(global_batch=ROWS, steps=10, ema_decay=0.9)
-    views = dict.fromkeys(batch, 1) if isinstance(batch['video'], dict) else 1
-    step = compile_step(task, optimizer, run, state, mesh, views).lower(state, frozen, batch)
+    step = compile_step(task, optimizer, run, state, mesh, views_of(batch)).lower(state, frozen, batch)
     return step.compile(compiler_options=known_options()), state, frozen

@@ -1,3 +1,4 @@
+import contextlib
 import copy
 import os
 import shutil
@@ -27,17 +28,30 @@ def script(path: Path, text: str) -> Path:
     return path
 
 
+# Tests in the background of a script, or under nohup, ignore SIGINT, and what they start would, too; a shell that was
+# started so cannot trap it. This becomes the command that it is given, with Ctrl-C as a terminal has it.
+AS_IN_A_TERMINAL = (
+    'import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])'
+)
+
+
+@contextlib.contextmanager
 def start(*command, **variables):
-    """A launcher in a process group of its own."""
+    """A launcher in a process group of its own, which ends with the block."""
     env = {k: v for k, v in os.environ.items() if not k.startswith(('SLURM_', 'MVDJAX'))}
-    return subprocess.Popen(
-        [str(word) for word in command],
+    with subprocess.Popen(
+        [sys.executable, '-IS', '-c', AS_IN_A_TERMINAL, *(str(word) for word in command)],
         env=env | {k: str(v) for k, v in variables.items()},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-    )
+    ) as process:
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def run(*command, **variables):

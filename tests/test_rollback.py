@@ -223,7 +223,7 @@ def test_ctrl_c_once_saves_and_twice_ends_at_once(monkeypatch, capfd):
         os.kill(os.getpid(), signal.SIGINT)
         assert notice.reached()
         assert ended == []
-        assert notice.stopped(3).code == INTERRUPTED
+        assert notice.stopped('after step 3').code == INTERRUPTED
         os.kill(os.getpid(), signal.SIGINT)
         assert ended == [INTERRUPTED]
     assert signal.getsignal(signal.SIGINT) is before

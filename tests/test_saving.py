@@ -181,6 +181,41 @@ def test_half_a_save_is_cleaned_away_at_the_next_start(tmp_path):
     assert read_meta(str(tmp_path))['step'] == 2
 
 
+def test_a_deletion_that_is_cut_short_leaves_no_half_step_and_is_done_later(tmp_path, monkeypatch):
+    save(tmp_path, 1, 2)
+    folder, cut = tmp_path / 'checkpoints', []
+
+    def removed_by_half(path):
+        cut.append(path.name)
+        (path / integrity.RECORD).unlink()
+        raise OSError('the process dies here')
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(epath.Path(folder)), 'rmtree', removed_by_half)
+        save(tmp_path, 3, keep=2)
+    assert cut
+    assert set(cut) == {'deleted-1'}
+    assert steps_of(tmp_path) == [2, 3]
+    assert [integrity.check(epath.Path(folder / name)) for name in ('2', '3')] == [None, None]
+    (folder / 'deleted-5').mkdir()  # the run has not made a step 5
+    with Checkpoints(str(tmp_path), 2) as saved:
+        assert saved.latest() == 3
+    assert {p.name for p in folder.iterdir()} == {'2', '3', 'deleted-5'}
+
+
+def test_another_process_that_is_lost_amid_a_save_is_no_fault_of_the_disk(tmp_path, monkeypatch):
+    def lost():
+        try:
+            raise jax.errors.JaxRuntimeError('UNAVAILABLE: Socket closed')
+        except jax.errors.JaxRuntimeError as error:
+            raise TimeoutError('Timed out while waiting for async_commit_complete barrier.') from error
+
+    with Checkpoints(str(tmp_path), 1) as saved, monkeypatch.context() as patch:
+        patch.setattr(saved._writer, 'wait_until_finished', lost)
+        with pytest.raises(jax.errors.JaxRuntimeError, match='Socket closed'):
+            saved.wait()
+
+
 def test_what_is_not_read_back_as_it_was_saved_never_gets_a_name(tmp_path, monkeypatch):
     save(tmp_path, 1)
     real = integrity.read_arrays

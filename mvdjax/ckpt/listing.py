@@ -14,6 +14,7 @@ from mvdjax.checkpoints import FOLDER, step_numbers
 from mvdjax.console import say
 from mvdjax.errors import UserError
 from mvdjax.metric_writer import read_metrics
+from mvdjax.saving import ABANDONED, DAMAGED, DELETED
 
 SHOWN = 3  # metrics per line
 UNINTERESTING = ('epoch', 'skipped', 'substituted', 'data_wait', 'clips_per_second', 'learning_rate', 'weight_decay')
@@ -56,7 +57,9 @@ def _time(folder: epath.Path) -> str:
 
 def _state(folder: epath.Path, sizes: Mapping[str, int]) -> str:
     if not folder.name.isdigit():
-        return 'set aside' if folder.name.startswith(('damaged-', 'abandoned-')) else 'unfinished, or under way'
+        if folder.name.startswith(DELETED):
+            return 'being deleted'
+        return 'set aside' if folder.name.startswith((DAMAGED, ABANDONED)) else 'unfinished, or under way'
     record = integrity.read_record(folder)
     if record is None:
         return 'not verified: without sums'

@@ -9,6 +9,7 @@ import fcntl
 import glob
 import json
 import os
+from collections.abc import Callable
 from typing import Any
 
 from mvdjax.data.decode import DecodeError
@@ -80,14 +81,22 @@ def remove_bad_files(path: str) -> None:
 
 def merge_bad_files(path: str) -> None:
     """Makes one file of those of all processes, none of which may be writing."""
-    parts = [part for part in _parts(path) if part != path]
-    if not parts:
+    if any(part != path for part in _parts(path)):
+        filter_bad_files(path, lambda entry: True)
+
+
+def filter_bad_files(path: str, keep: Callable[[dict[str, Any]], bool]) -> None:
+    """Makes one file of those of all processes, of the entries to keep; none, if there are none of these."""
+    entries = [entry for entry in read_bad_files(path) if keep(entry)]
+    if not entries:
+        remove_bad_files(path)
         return
     with open(path + '.tmp', 'w', encoding='utf-8') as file:
-        file.writelines(json.dumps(entry) + '\n' for entry in read_bad_files(path))
+        file.writelines(json.dumps(entry) + '\n' for entry in entries)
     os.replace(path + '.tmp', path)
-    for part in parts:
-        os.remove(part)
+    for part in _parts(path):
+        if part != path:
+            os.remove(part)
 
 
 def _part(path: str, process: int) -> str:

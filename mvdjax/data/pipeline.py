@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from mvdjax.data import guard, mixing, workers
-from mvdjax.data.bad_files import BadFiles, merge_bad_files, read_bad_files, remove_bad_files
+from mvdjax.data.bad_files import BadFiles, filter_bad_files, merge_bad_files, read_bad_files, remove_bad_files
 from mvdjax.data.decode import DecodeError
 from mvdjax.data.guard import Work
 from mvdjax.data.order import Numbers, named_seed
@@ -34,6 +34,7 @@ __all__ = [
     'TrainSamples',
     'empty_sample',
     'eval_batches',
+    'filter_bad_files',
     'make_recipe',
     'merge_bad_files',
     'read_bad_files',

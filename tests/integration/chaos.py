@@ -4,16 +4,18 @@ One run of a tiny model on several processes is killed over and over, one proces
 or saves, and started again each time. Then it is let finish. Status 1 unless it ends exactly as a run that nobody
 disturbed, loss by loss and parameter by parameter, and no checkpoint that could once be seen was ever lost or damaged.
 
-Half of the kills come at any moment after a start, the other half within a few saves of the first new step, so that
-many hit a save; the last `--saves` of them wait for one. A hundred take about 20 minutes on two free cores. `--fork`
-starts each process as a fork of one that has imported everything: the same program from its command line on, in two
-thirds of the time.
+A kill is placed by what its own start has done: while it starts, while it trains, while it saves, or while it deletes
+an old checkpoint; all but the first kind mostly wait until this start has saved something. So the newest checkpoint
+moves on from kill to kill, over many times as many saves as are kept: status 1, too, if it does not. The last `--saves`
+kills come as soon as a save is under way. `--fork` starts each process as a fork of one that has imported everything:
+the same program from its command line on, in two thirds of the time.
 """
 
 import argparse
 import ast
 import collections
 import contextlib
+import itertools
 import os
 import random
 import signal
@@ -29,13 +31,15 @@ sys.path[:0] = [str(HERE.parent), str(HERE.parent.parent)]
 import jax  # noqa: E402
 import multiprocess  # noqa: E402
 import small_runs  # noqa: E402
+import watched_start  # noqa: E402
 from absl import logging as absl_logging  # noqa: E402
+from watched_start import PATIENCE  # noqa: E402
 
-from mvdjax import checkpoints, integrity  # noqa: E402
-from mvdjax.metric_writer import read_metrics  # noqa: E402
+from mvdjax import checkpoints, integrity, saving  # noqa: E402
+from mvdjax.settings import Run  # noqa: E402
 
-PATIENCE = 900.0  # seconds for anything that should happen soon
 GRACE = 30.0  # seconds that a launcher gives processes that have lost one of them: while they start they wait for it
+AIMS = {'starting': 0.15, 'training': 0.25, 'saving': 0.3, 'deleting': 0.3}  # how often a kill waits for what
 
 
 def value_of(text):
@@ -44,10 +48,6 @@ def value_of(text):
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return text
-
-
-class FinishedError(Exception):
-    """The run came to its end before it could be killed."""
 
 
 class Forked:
@@ -95,7 +95,7 @@ class Chaos:
     def __init__(self, root, *, processes, devices, steps, save_every, fork, seed):
         self.root, self.processes, self.steps, self.save_every, self.fork = root, processes, steps, save_every, fork
         self.random = random.Random(seed)
-        overrides = (f'run.steps={steps}', f'run.save_every={save_every}', 'run.ema_decay=0.9', 'run.hang_minutes=10')
+        overrides = (f'run.steps={steps}', 'run.ema_decay=0.9', 'run.hang_minutes=10')
         spec, more = small_runs.arguments('videomae', root / 'data', *overrides)
         self.arguments = ['train', f'--config={spec}', *more, '--config.run.compile_cache=']
         self.environment = {
@@ -103,14 +103,16 @@ class Chaos:
             **multiprocess.executables(root / 'cache'),
         }
         self.newest = 0  # the newest step that was ever seen
+        self.gaps = [1.0]  # seconds from one save to the next
         self.lost = []
         self.moments = collections.Counter()
         self.exits = collections.Counter()
+        self.cut_short = collections.Counter()
         self.redone = []
 
-    def start(self, workdir):
+    def start(self, workdir, save_every):
         """The processes of a run, started."""
-        arguments = [*self.arguments, f'--workdir={workdir}']
+        arguments = [*self.arguments, f'--config.run.save_every={save_every}', f'--workdir={workdir}']
         lines = multiprocess.together(self.processes, arguments) if self.processes > 1 else [['', '', '', *arguments]]
         tails = [line[3:] for line in lines]
         logs = [self.root / f'{workdir.name}_{i}.log' for i in range(self.processes)]
@@ -127,10 +129,10 @@ class Chaos:
                 )
         return children
 
-    def finish(self, workdir):
+    def finish(self, workdir, save_every):
         """Runs to the end; seconds that it took."""
         start = time.monotonic()
-        children = self.start(workdir)
+        children = self.start(workdir, save_every)
         codes = [child.wait(PATIENCE * 4) for child in children]
         if any(codes):
             raise SystemExit(f'a run that nobody disturbed ended with {codes}; see {self.root}')
@@ -148,25 +150,11 @@ class Chaos:
         Returns:
           Seconds until the first new step, or None if it never came to that.
         """
-        begin, clock = time.monotonic(), time.time()
-        children = self.start(workdir)
-        first, last = None, self.steps - self.save_every * (more + 1)
-        early = not in_save and self.random.random() < 0.5
-        until = begin + (self.random.uniform(0, 1.5 * usual) if early else PATIENCE)
-        while time.monotonic() < until:
-            if first is None and self.written_since(workdir, clock) and self.last_step(workdir) > self.newest:
-                first = time.monotonic() - begin
-                until = min(until, time.monotonic() + (PATIENCE if in_save else self.random.uniform(0, 3.0)))
-            if first and (self.saving(workdir) if in_save else self.last_step(workdir) >= last):
-                break
-            codes = [child.poll() for child in children]
-            if any(code is not None for code in codes):
-                if all(code in (0, None) for code in codes):
-                    raise FinishedError
-                raise SystemExit(f'it ended by itself with {codes}; see the logs in {self.root}')
-            time.sleep(0.01)
-        self.moments['saving' if in_save or self.saving(workdir) else 'training' if first else 'starting'] += 1
+        start = watched_start.Start(workdir, self.start(workdir, self.save_every), self.newest)
+        children = start.children
         victims = [self.random.randrange(len(children))] if self.random.random() < 2 / 3 else range(len(children))
+        self.await_moment(start, usual, more, in_save)
+        self.moments[start.doing()] += 1
         for victim in victims:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(children[victim].pid, signal.SIGKILL)
@@ -180,34 +168,37 @@ class Chaos:
                 child.wait()
             else:
                 self.exits[child.poll()] += 1
+        self.cut_short.update({'saves': start.saving(), 'deletions': start.deleting()})
         self.look(workdir)
-        self.redone.append(max(0, self.last_step(workdir) - self.newest))
-        return first
+        self.redone.append(max(0, start.last_step() - self.newest))
+        times = sorted(start.saved.values())
+        self.gaps += [b - a for a, b in itertools.pairwise(times)]
+        return start.first
 
-    @staticmethod
-    def folder(workdir):
-        return workdir / checkpoints.FOLDER
-
-    @classmethod
-    def saving(cls, workdir):
-        """Whether a checkpoint is half-written."""
-        return cls.folder(workdir).exists() and any(cls.folder(workdir).glob('*tmp*'))
-
-    @staticmethod
-    def last_step(workdir):
-        records = read_metrics(str(workdir)) if workdir.exists() else []
-        return records[-1]['step'] if records else 0
-
-    @staticmethod
-    def written_since(workdir, clock):
-        """Whether metrics were written since a time: those of an earlier start stay until the run has got going."""
-        with contextlib.suppress(FileNotFoundError):
-            return (workdir / 'metrics.jsonl').stat().st_mtime > clock
-        return False
+    def await_moment(self, start, usual, more, in_save):
+        """Returns when it is time to kill; the arguments are those of `kill_once`."""
+        aim = 'saving' if in_save else self.random.choices([*AIMS], AIMS.values())[0]
+        if aim == 'starting':
+            start.wait(seconds=self.random.uniform(0, usual))
+            return
+        left = (self.steps - self.newest) // self.save_every - more - 1  # one for each kill to come and for this one
+        saves = min(self.random.choice((0, 1, 1, 1, 2)), max(0, left))
+        most = min(saves + 1, max(0, left))
+        rhythm = statistics.median(self.gaps)
+        start.wait(lambda: start.first and len(start.saved) >= saves)
+        if aim == 'saving':
+            start.wait(start.saving)
+            start.wait(lambda: in_save or not start.saving(), self.random.uniform(0, rhythm))
+        elif aim == 'deleting' and start.will_delete():
+            with watched_start.Renames(start.folder) as renames:
+                start.wait(lambda: renames.came(saving.DELETED) or len(start.saved) > most, pause=0)
+        else:
+            start.wait(lambda: len(start.saved) > most, self.random.uniform(0, 2 * rhythm))
+            start.wait(lambda: not start.saving() or len(start.saved) > most)
 
     def look(self, workdir):
         """Every checkpoint that has a name must be whole, and the newest must still be there."""
-        folder = self.folder(workdir)
+        folder = workdir / checkpoints.FOLDER
         steps = checkpoints.step_numbers(integrity.epath.Path(folder)) if folder.exists() else []
         for step in steps:
             record = integrity.read_record(integrity.epath.Path(folder / str(step)))
@@ -240,11 +231,11 @@ def differences(workdir, reference):
 def parse():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--kills', type=int, default=100)
-    parser.add_argument('--saves', type=int, default=0, help='kills that wait until a save is under way')
+    parser.add_argument('--saves', type=int, default=0, help='kills, the last ones, right at the beginning of a save')
     parser.add_argument('--minutes', type=float, default=1e6, help='stop killing after so long')
     parser.add_argument('--processes', type=int, default=2)
     parser.add_argument('--devices', type=int, default=2, help='of each process, simulated')
-    parser.add_argument('--steps', type=int, help='of the run (default: eight for each kill)')
+    parser.add_argument('--steps', type=int, help='of the run (default: two saves for each kill)')
     parser.add_argument('--save-every', type=int, default=2)
     parser.add_argument('--seed', type=int, default=random.SystemRandom().randrange(10**6), help='of the moments')
     parser.add_argument('--fork', action='store_true', help='start processes as forks, see above')
@@ -264,7 +255,7 @@ def main():
             write_demo(root / 'data', DemoSpec(32, 16, 8, 16, 32, workers=1), progress=False)
         if args.fork:
             import mvdjax.train  # noqa: F401 - what every fork starts with
-        steps = args.steps or 8 * args.kills
+        steps = args.steps or 2 * args.save_every * args.kills
         chaos = Chaos(
             root,
             processes=args.processes,
@@ -277,34 +268,54 @@ def main():
         print(
             f'seed {args.seed}: {args.kills} kills of a run of {steps} steps on {args.processes} processes', flush=True
         )
-        begin = time.monotonic()
-        alone = chaos.finish(root / 'undisturbed')
-        print(f'undisturbed: {alone:.0f} s', flush=True)
-        starts = []
-        for number in range(1, args.kills + 1):
-            try:
-                more = args.kills - number
-                usual = statistics.median(starts) if starts else alone / 2
-                first = chaos.kill_once(root / 'killed', usual, more, in_save=more < args.saves)
-            except FinishedError:
-                print(f'it has finished after {number - 1} kills: for more of them give it more --steps')
-                break
-            starts += [first] if first else []
-            if number % 5 == 0 or number < 5 or chaos.lost:
-                where = dict(sorted(chaos.moments.items()))
-                elapsed = time.monotonic() - begin
-                print(f'{number} kills in {elapsed:.0f} s: {where}, newest checkpoint {chaos.newest}', flush=True)
-            if chaos.lost or time.monotonic() - begin > 60 * args.minutes:
-                break
-        rest = chaos.finish(root / 'killed')
-        chaos.look(root / 'killed')
-        found = differences(root / 'killed', root / 'undisturbed')
-        print(f'{sum(chaos.moments.values())} kills: {dict(sorted(chaos.moments.items()))}')
-        print(f'finished {rest:.0f} s after the last kill; exit codes of all processes: {dict(chaos.exits)}')
-        print(f'steps done again after a kill: {sum(chaos.redone)} in all, {max(chaos.redone, default=0)} at most')
-        print(f'checkpoints lost or damaged: {len(chaos.lost)}', *chaos.lost[:5], sep='\n  ')
-        print(f'differences from the undisturbed run: {len(found)}', *found[:5], sep='\n  ')
-        return int(bool(found or chaos.lost))
+        return judge(chaos, *torment(chaos, args))
+
+
+def torment(chaos, args):
+    """Runs once undisturbed, then under fire.
+
+    Returns:
+      Whether all kills came before the end, and the newest step that was saved at the last of them.
+    """
+    begin = time.monotonic()
+    alone = chaos.finish(chaos.root / 'undisturbed', chaos.steps)
+    print(f'undisturbed: {alone:.0f} s', flush=True)
+    starts = []
+    for number in range(1, args.kills + 1):
+        try:
+            more = args.kills - number
+            usual = statistics.median(starts) if starts else alone / 2
+            first = chaos.kill_once(chaos.root / 'killed', usual, more, in_save=more < args.saves)
+        except watched_start.FinishedError:
+            print(f'it has finished after {number - 1} kills: for more of them give it more --steps')
+            return False, chaos.newest
+        starts += [first] if first else []
+        elapsed = time.monotonic() - begin
+        if number % 5 == 0 or number < 5 or chaos.lost:
+            where = dict(sorted(chaos.moments.items()))
+            print(f'{number} kills in {elapsed:.0f} s: {where}, newest checkpoint {chaos.newest}', flush=True)
+        if chaos.lost or elapsed > 60 * args.minutes:
+            break
+    return True, chaos.newest
+
+
+def judge(chaos, all_came, reached):
+    """Lets the run finish and prints what there is to say of it; the status to end with."""
+    rest = chaos.finish(chaos.root / 'killed', chaos.save_every)
+    chaos.look(chaos.root / 'killed')
+    found = differences(chaos.root / 'killed', chaos.root / 'undisturbed')
+    kills = sum(chaos.moments.values())
+    saves, demanded = reached // chaos.save_every, min(5 * Run.keep, kills // 3)
+    print(f'{kills} kills: {dict(sorted(chaos.moments.items()))}')
+    print(f'half-done when all were dead: {dict(chaos.cut_short)}')
+    print(f'newest checkpoint at the last kill: {reached}, of save {saves}; {Run.keep} are kept, the others deleted')
+    print(f'finished {rest:.0f} s after the last kill; exit codes of all processes: {dict(chaos.exits)}')
+    print(f'steps done again after a kill: {sum(chaos.redone)} in all, {max(chaos.redone, default=0)} at most')
+    print(f'checkpoints lost or damaged: {len(chaos.lost)}', *chaos.lost[:5], sep='\n  ')
+    print(f'differences from the undisturbed run: {len(found)}', *found[:5], sep='\n  ')
+    if saves < demanded:
+        print(f'the kills left it no time to get on: {saves} saves, and {demanded} are the least')
+    return int(bool(found or chaos.lost or not all_came or saves < demanded))
 
 
 if __name__ == '__main__':

@@ -1,18 +1,16 @@
-"""Masked token prediction by itself: batches and their checks, losses, FLOPs, and the numbers on several devices."""
+"""Masked token prediction by itself: batches and their checks, losses, FLOPs. Several devices: test_sharding.py."""
 
 import dataclasses
 
 import jax
 import numpy as np
 import pytest
-from golden_weights import known_options, quick_jit
+from golden_weights import quick_jit
 from traced_flops import at_full_precision, products
 
-from mvdjax import losses, metrics, optimizers, sharding, train_state
+from mvdjax import losses, metrics
 from mvdjax.errors import UserError
-from mvdjax.settings import Run
 from mvdjax.tasks import bevt, classify, tokenizer_vq
-from mvdjax.train_step import make_train_step
 
 SWIN = {'width': 16, 'depths': (1, 1), 'heads': (2, 2), 'window': (2, 2, 2)}
 VQ = {'kind': 'vq', 'checkpoint': 'random', 'model': {'channels': (8, 8), 'blocks': 1, 'vocabulary': 32, 'code_dim': 4}}
@@ -145,38 +143,3 @@ def test_flops_of_a_classifier_on_a_swin_and_what_its_section_refuses():
         classify.Task({'kind': 'swim', **SWIN}, 5).backbone()
     with pytest.raises(UserError, match=r"task\.head_scale is of a ViT's head"):
         classify.Task({'kind': 'swin', **SWIN}, 5, head_scale=1.0).backbone()
-
-
-@pytest.mark.skipif(jax.device_count() < 8, reason='a mesh with three axes needs 8 devices')
-def test_data_fsdp_and_tensor_axes_change_no_number(monkeypatch):
-    """Both streams, two micro-batches, drop path."""
-    monkeypatch.setattr(sharding, 'MIN_FSDP_SIZE', 64)  # so that the tiny parameters are split too
-    task = dataclasses.replace(TASK, model={**SWIN, 'drop_path': 0.2})
-    batch = both(8, 16)
-    found = []
-    for axes in ({'devices': 1}, {'data': 2, 'fsdp': 2, 'tensor': 2}):
-        mesh = sharding.make_mesh(**axes)
-        params = train_state.abstract_params(task, batch)
-        optimizer = optimizers.make_optimizer(
-            params, task.layer_index, 8, 1, 10, 5, warmup_epochs=0, peak_rate=1e-3, groups={'norm': (1.0, 0.0)}
-        )
-        run = Run(global_batch=8, steps=2, accumulate=2)
-        state = train_state.create(task, optimizer, batch, 0, False, mesh)
-        frozen = sharding.place_tree(task.frozen(), mesh)
-        step = make_train_step(
-            task, optimizer, seed=0, accumulate=run.accumulate, ema_decay=0.0, views={'video': 1, 'image': 1}
-        )
-        placement = sharding.tree_sharding(state, mesh)
-        compiled = jax.jit(step, out_shardings=(placement, sharding.replicated(mesh)), compiler_options=known_options())
-        values = []
-        for _ in range(2):
-            state, numbers = compiled(state, frozen, sharding.place_batch(batch, mesh))
-            values.append(metrics.means(jax.device_get(numbers)))
-        found.append(values)
-        specs = {str(leaf.sharding.spec) for leaf in jax.tree.leaves(state.params)}
-    assert any('tensor' in spec for spec in specs)
-    assert any('fsdp' in spec for spec in specs)
-    for one, split in zip(*found, strict=True):
-        for name in ('loss', 'loss_video', 'loss_image', 'accuracy_video'):
-            np.testing.assert_allclose(one[name], split[name], rtol=2e-5)
-        np.testing.assert_allclose(one['grad_norm'], split['grad_norm'], rtol=1e-3)
