@@ -46,9 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--effort',
         type=float,
-        default=plan_topology.TPU_EFFORT,
         metavar='X',
-        help="of a TPU's compiler, -1 (least) to 0 (in full; slow) (default: %(default)s, with the same figures)",
+        help="of a TPU's compiler to make code fast, -1 (least) to 0 (in full, slow); default: "
+        f'{plan_topology.TPU_EFFORT}, with the same figures wherever both were run',
     )
     parser.add_argument('--output', metavar='FILE', help='write the plan as JSON')
     parser.add_argument('--table', metavar='FILE', help='write the table of all published recipes as Markdown')
@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs `mvdjax plan`."""
-    if not -1 <= args.effort <= 0:
+    if args.effort is not None and not -1 <= args.effort <= 0:
         raise UserError(f'--effort must be from -1 to 0, not {args.effort:g}')
     if args.table:
         _write_table(args)
@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _plan(args: argparse.Namespace) -> dict[str, Any]:
-    topology = plan_topology.find(args.topology, args.effort)
+    topology = plan_topology.find(args.topology, plan_topology.TPU_EFFORT if args.effort is None else args.effort)
     plan = make_plan(
         args.config,
         args.overrides,

@@ -27,6 +27,7 @@ class Compiled:
       seconds: that compiling took.
       fits: whether it compiled; else only `needed` and `refusal` mean anything.
       refusal: the compiler's sentence.
+      effort: of a TPU's compiler, see `Topology`.
       needed: memory that the step takes, or would take.
       limit: memory that the compiler has to give; None if it knows no limit.
       arguments: state, teachers and batch.
@@ -48,6 +49,7 @@ class Compiled:
     seconds: float
     fits: bool
     refusal: str = ''
+    effort: float | None = None
     needed: float = 0.0
     limit: float | None = None
     arguments: float = 0.0
@@ -70,6 +72,11 @@ def lower(step: Step) -> tuple[Any, str]:
     return lowered, hashlib.sha256(lowered.as_text().encode()).hexdigest()[:16]
 
 
+def compiler_options(topology: Topology) -> dict[str, float]:
+    """What to tell the compiler of a topology."""
+    return {} if topology.effort is None else {'exec_time_optimization_effort': topology.effort}
+
+
 def compute_dtype(step: Step) -> str:
     """The type that the task's matrix products are computed in."""
     return str(jax.numpy.dtype(step.task.backbone().dtype))
@@ -81,14 +88,14 @@ def compile_step(step: Step, topology: Topology, lowered: Any = None, program: s
         lowered, program = lower(step)
     start = time.perf_counter()
     try:
-        compiled = lowered.compile(dict(topology.options))
+        compiled = lowered.compile(compiler_options(topology))
     except RuntimeError as error:
         if 'RESOURCE_EXHAUSTED' not in str(error):
             raise
         needed, limit = refused_sizes(str(error))
         text = str(error).strip().splitlines()[0]
         seconds = time.perf_counter() - start
-        return Compiled(program, topology.version, seconds, False, refusal=text, needed=needed, limit=limit)
+        return Compiled(program, topology.version, seconds, False, text, topology.effort, needed=needed, limit=limit)
     seconds = time.perf_counter() - start
     return read(compiled, topology, compute_dtype(step), program, seconds)
 
@@ -130,6 +137,7 @@ def read(compiled: Any, topology: Topology, dtype: str, program: str, seconds: f
         topology.version,
         seconds,
         True,
+        effort=topology.effort,
         needed=arguments + temporaries + fresh + code,
         limit=device.memory if device else None,
         arguments=arguments,

@@ -113,16 +113,21 @@ class Cache:
         part.replace(self.path)
 
 
-def make_row(
-    config: str, name: str, cache: Cache, compile_it: bool, effort: float = plan_topology.TPU_EFFORT
-) -> dict[str, Any]:
-    """A row of the table; compiled and cached, taken from the cache, or by formula."""
+def make_row(config: str, name: str, cache: Cache, compile_it: bool, effort: float | None = None) -> dict[str, Any]:
+    """A row of the table; compiled and cached, taken from the cache, or by formula.
+
+    With an `effort` a cached row will not do that was compiled with another one; None takes the default, and any row.
+    """
     key = f'{config} {name}'
     tpu = name.partition(':')[0] in plan_topology.TPU_DIMENSIONS
     old = cache.rows.get(key)
     if old is not None and tpu and not compile_it:
         return old
-    topology = plan_topology.find(name, effort) if tpu and compile_it else stand_in(name)
+    topology = (
+        plan_topology.find(name, plan_topology.TPU_EFFORT if effort is None else effort)
+        if tpu and compile_it
+        else stand_in(name)
+    )
     try:
         found = proposals(config, (), topology, usable(topology))
     except UserError as error:
@@ -130,6 +135,8 @@ def make_row(
     if not (tpu and compile_it):
         best = found[0]
         return {'config': config, 'overrides': list(best.overrides), **result(best.step, topology, best.estimate, None)}
+    if old is not None and effort not in (None, old['compiled'].get('effort')):
+        old = None
     row = _compiled(config, topology, found, old)
     cache.put(key, row)
     return row
@@ -157,7 +164,7 @@ def _compiled(config: str, topology: Topology, found: Sequence[Proposal], old: A
     return row
 
 
-def rows(cache: Cache, only: str, compile_it: bool, effort: float) -> Iterator[dict[str, Any]]:
+def rows(cache: Cache, only: str, compile_it: bool, effort: float | None = None) -> Iterator[dict[str, Any]]:
     """All rows; those that match `only` are compiled where they have to be."""
     for name in TOPOLOGIES:
         for config in published():

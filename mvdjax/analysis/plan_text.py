@@ -144,10 +144,5 @@ def _row(row: dict[str, Any]) -> str:
             if time and memory['fits']
             else '| | | '
         )
-        + f'{memory["from"]}{_least(row["compiler"])} |'
+        + f'{memory["from"]}{" (-1)" if row.get("compiled", {}).get("effort") == -1 else ""} |'
     )
-
-
-def _least(compiler: dict[str, Any] | None) -> str:
-    """A mark on what was compiled with the least effort."""
-    return ' (-1)' if compiler and compiler['version'].endswith('effort -1') else ''

@@ -5,7 +5,6 @@ import dataclasses
 import math
 import os
 import re
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -15,9 +14,9 @@ from jax.sharding import AbstractMesh, AxisType
 from mvdjax import hardware, sharding
 from mvdjax.errors import UserError
 
-# A TPU's compiler searches for faster code most of its time. With this much less of it the rows of docs/scaling.md that
-# were compiled both ways have the same memory, matrix products, traffic and collectives, in a third to a twentieth of
-# the time; from -0.5 down the code is worse.
+# A TPU's compiler searches for faster code most of its time. With this much less of it steps that were compiled both
+# ways have the same memory, matrix products, traffic and collectives, in a fraction of the time; from -0.5 down the
+# code is worse.
 TPU_EFFORT = -0.35
 TPU_DIMENSIONS = {'v4': 3, 'v5e': 2, 'v5p': 3, 'v6e': 2}
 FORMS = (
@@ -36,7 +35,7 @@ class Topology:
       device: their figures, or None where they are unknown (the CPU).
       devices: what a mesh can be made of, to compile for; None if there is no compiler here, only formulas.
       version: of the compiler.
-      options: for the compiler.
+      effort: of a TPU's compiler to make its code fast; None for others.
     """
 
     name: str
@@ -44,7 +43,7 @@ class Topology:
     device: hardware.Device | None
     devices: tuple[Any, ...] | None
     version: str = ''
-    options: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    effort: float | None = None
 
     def mesh(
         self, data: int = -1, fsdp: int = 1, tensor: int = 1, devices: int | None = None, slices: int | None = None
@@ -126,5 +125,5 @@ def _tpu(name: str, kind: str, shape: str, effort: float) -> Topology:
     if len(devices) != count:
         raise UserError(f'libtpu gives {len(devices)} devices for {name}, not {count}')
     found = hardware.find(devices[0].device_kind)
-    version = f'jax {jax.__version__} libtpu {libtpu.__version__} at effort {effort:g}'
-    return Topology(name, count, found, tuple(np.ravel(devices)), version, {'exec_time_optimization_effort': effort})
+    version = f'jax {jax.__version__} libtpu {libtpu.__version__}'
+    return Topology(name, count, found, tuple(np.ravel(devices)), version, effort)

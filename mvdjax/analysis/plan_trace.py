@@ -59,7 +59,8 @@ def inner(eqn: Any) -> list[Any]:
     for name in ('jaxpr', 'call_jaxpr', 'body_jaxpr', 'branches'):
         value = eqn.params.get(name)
         if name == 'branches' and eqn.params.get('branches_platforms') is not None:
-            value = next(b for b, known in zip(value, eqn.params['branches_platforms'], strict=True) if known is None)
+            elsewhere = [b for b, known in zip(value, eqn.params['branches_platforms'], strict=True) if known is None]
+            value = tuple(elsewhere) or value
         for part in value if isinstance(value, tuple) else (value,):
             if part is not None:
                 found.append(getattr(part, 'jaxpr', part))

@@ -57,7 +57,8 @@ def mapped(frames: np.ndarray, table: np.ndarray | None, box: Box) -> Iterator[n
         for frame in cut(frames, box):
             yield np.invert(frame, out=result) if inverted else np.bitwise_and(frame, table[-1], out=result)
         return
-    in_pairs = _PAIRS and table.ndim < 3 and not frames.strides[1] % 2 and frames.strides[2:] == (3, 1)
+    worth = table.ndim == 1 or height * width * 3 > 2**16  # a frame's own table of pairs has to be made first
+    in_pairs = worth and _PAIRS and table.ndim < 3 and not frames.strides[1] % 2 and frames.strides[2:] == (3, 1)
     in_pairs = in_pairs and (width % 2 == 0 or frames.shape[2] > width)
     wide = width + width % 2 if in_pairs else width
     first = min(left, frames.shape[2] - wide)

@@ -198,7 +198,7 @@ def crop_ratio(size: Size, ratio: tuple[float, float] = (0.75, 1.3333)) -> tuple
 
 
 def resize_into(frames: Iterable[np.ndarray], out: np.ndarray, mirrored: bool = False) -> None:
-    """Resizes frames (h, w, 3) as `crop_resize_bilinear` does, and mirrors them, into `out`, (t, height, width, 3)."""
+    """Resizes frames (h, w, 3) as `crop_resize_bilinear`, and mirrors them, into `out`, (t, height, width, 3) alike."""
     size = out.shape[2], out.shape[1]
     resized = np.empty(out.shape[1:], out.dtype)  # mirrored on the way to its place, while it is in the cache
     for frame, result in zip(frames, out, strict=True):

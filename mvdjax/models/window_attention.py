@@ -202,7 +202,9 @@ def weigh(logits: jax.Array, bias: jax.Array, apart: jax.Array | None, v: jax.Ar
     """Attention from its logits on, with a backward pass that goes over arrays of that size as seldom as can be.
 
     The softmax's gradient needs, for each query, the sum over keys of weights times their gradients; that is also the
-    product of the output and its gradient, a hundredth of the size (FlashAttention, 2205.14135, appendix B.4).
+    product of the output and its gradient, a hundredth of the size (FlashAttention, 2205.14135, appendix B.4). Where v
+    is rounded to 16 bits it is summed up all the same: rounded otherwise than what it is taken from it would leave
+    gradients of logits that do not sum to zero.
 
     Args:
       logits: (b, windows, heads, query, key) float32.
@@ -230,8 +232,11 @@ def _weigh_backward(kept: Any, dy: jax.Array) -> tuple[jax.Array, jax.Array, Non
     weights, v, y = kept
     dv = jnp.einsum('bwhqk,bwqhd->bwkhd', weights.astype(v.dtype), dy)
     dweights = jnp.einsum('bwqhd,bwkhd->bwhqk', dy, v)
-    inner = jnp.sum(dy.astype(jnp.float32) * y, axis=-1).swapaxes(2, 3)
-    dlogits = weights * (dweights - inner[..., None])
+    if v.dtype == jnp.float32:
+        inner = jnp.sum(dy * y, axis=-1).swapaxes(2, 3)[..., None]
+    else:
+        inner = jnp.sum(weights * dweights, axis=-1, keepdims=True)
+    dlogits = weights * (dweights - inner)
     return dlogits, jax.lax.platform_dependent(dlogits, cpu=_sum_by_product, default=_sum), None, dv
 
 

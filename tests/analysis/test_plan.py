@@ -1,5 +1,6 @@
 """`mvdjax plan` on this machine and by formula: hand counts, what it proposes, what it refuses."""
 
+import dataclasses
 import json
 import math
 import sys
@@ -18,6 +19,7 @@ from mvdjax.analysis import (
     plan_result,
     plan_step,
     plan_table,
+    plan_text,
     plan_topology,
 )
 from mvdjax.analysis import plan_trace as traces
@@ -306,6 +308,8 @@ def test_a_batch_that_does_not_divide_is_refused(capsys):
         ([f'--config={MVD}', '--devices=-1', '--memory=24G'], '--devices must be at least 1'),
         ([f'--config={MVD}', '--devices=2', '--device=TPU9'], '--device=TPU9 is not known'),
         (['--table=x.md', '--only=('], 'not a regular expression'),
+        ([f'--config={MVD}', '--topology=v5e:16x16', '--effort=2'], '--effort must be from -1 to 0, not 2'),
+        (['--table=x.md', '--effort=nan'], '--effort must be from -1 to 0, not nan'),
     ],
 )
 def test_wrong_arguments(arguments, message, capsys):
@@ -331,6 +335,28 @@ def test_a_proposal_prints_what_to_paste(tmp_path, capsys):
     pasted = [line.strip() for line in lines[lines.index('add to the command line:') + 1 :]]
     assert pasted == json.loads(file.read_text())['proposed']
     assert configs.load(SMALL, pasted).run.global_batch == 1024
+
+
+def test_a_row_of_another_effort_is_compiled_again_where_one_is_asked_for(tmp_path, monkeypatch):
+    told = []
+
+    def find(name, effort):
+        return dataclasses.replace(plan_table.stand_in(name), effort=effort)
+
+    def compiled(step, topology, lowered, program):
+        told.append(plan_compile.compiler_options(topology))
+        return plan_compile.Compiled(program, 'libtpu x', 1.0, True, effort=topology.effort, needed=GIB, limit=2 * GIB)
+
+    monkeypatch.setattr(plan_topology, 'find', find)
+    monkeypatch.setattr(plan_compile, 'lower', lambda step: ('lowered', 'program'))
+    monkeypatch.setattr(plan_compile, 'compile_step', compiled)
+    cache = plan_table.Cache(str(tmp_path / 'scaling.json'))
+    marks = []
+    for effort in (None, None, -1.0, -1.0, None, 0.0):
+        row = plan_table.make_row(SMALL, 'v5e:16x16', cache, True, effort)
+        marks.append(plan_text.table([row])[-1].rpartition('GiB')[2].split('|')[-2].strip())
+    assert [list(options.values()) for options in told] == [[plan_topology.TPU_EFFORT], [-1.0], [0.0]]
+    assert marks == ['compiler', 'compiler', 'compiler (-1)', 'compiler (-1)', 'compiler (-1)', 'compiler']
 
 
 def test_the_table_takes_compiled_rows_from_its_cache(tmp_path, monkeypatch, capsys):
