@@ -253,6 +253,29 @@ def test_slices_lie_along_data():
         topology.place_devices([d for d in mixed if d.id < 6], (6, 1, 1))
 
 
+@pytest.mark.parametrize('sizes', [(8, 1, 2), (2, 8, 1), (4, 2, 2)])
+def test_an_axis_of_a_torus_is_split_where_the_mesh_asks_for_it(sizes):
+    """The 4 x 4 chips of a TPU v6e, on which no axis of the mesh but 4 and 16 is whole axes of the torus."""
+    chips = [
+        FakeDevice(
+            id=i,
+            process_index=i // 4,
+            slice_index=0,
+            platform='tpu',
+            device_kind='TPU v6 lite',
+            coords=[i % 4, i // 4, 0],
+            core_on_chip=0,
+        )
+        for i in range(16)
+    ]
+    placed = topology.place_devices(chips, sizes)
+    assert placed.shape == sizes
+    assert {chip.id for chip in placed.ravel()} == set(range(16))
+    pairs = placed[..., 0].ravel(), placed[..., -1].ravel()  # partners of 'tensor' are wired to each other
+    away = [sum(abs(x - y) for x, y in zip(a.coords, b.coords, strict=True)) for a, b in zip(*pairs, strict=True)]
+    assert set(away) == {sizes[2] - 1}
+
+
 def test_slices_that_devices_do_not_name_are_runs_of_processes():
     placed = topology.place_devices(devices(4, 2, order=(7, 6, 5, 4, 3, 2, 1, 0)), (2, 4, 1), 2)
     assert [[d.process_index for d in row] for row in placed[:, :, 0]] == [[0, 0, 1, 1], [2, 2, 3, 3]]
