@@ -47,8 +47,8 @@ row is compiled again when its program has changed. The compiler is told to sear
 (`--effort=-0.35`): three steps that were compiled both ways have the same memory, products, traffic and collectives,
 to the byte, in a fraction of the time. "compiler (-1)" marks rows of the least effort: Swins, whose many different
 blocks take eight times as long, and some more (`--only=... --effort=-0.35` compiles one again). Of three steps with it
-memory was within 5 %, the step up to a fifth longer. Rows "by formula" were not compiled: GPUs always, TPUs where
-compiling has not come to them yet. None of these numbers is a measurement; those are in [benchmarks.md](benchmarks.md).
+memory was within 5 %, the step up to a fifth longer. Rows "by formula" were not compiled: GPUs always, and any TPU
+that compiling has not come to. None of these numbers is a measurement; those are in [benchmarks.md](benchmarks.md).
 
 The batch is the published one throughout. "changes" is what to add to the command line, each with `--config.` in
 front (`remat=...` stands for every `remat` of the task section): fewer or more micro-batches, recomputed activations,
