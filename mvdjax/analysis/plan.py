@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _plan(args: argparse.Namespace) -> dict[str, Any]:
-    topology = plan_topology.find(args.topology, plan_topology.TPU_EFFORT if args.effort is None else args.effort)
+    topology = plan_topology.find(args.topology, args.effort)
     plan = make_plan(
         args.config,
         args.overrides,

@@ -123,11 +123,7 @@ def make_row(config: str, name: str, cache: Cache, compile_it: bool, effort: flo
     old = cache.rows.get(key)
     if old is not None and tpu and not compile_it:
         return old
-    topology = (
-        plan_topology.find(name, plan_topology.TPU_EFFORT if effort is None else effort)
-        if tpu and compile_it
-        else stand_in(name)
-    )
+    topology = plan_topology.find(name, effort) if tpu and compile_it else stand_in(name)
     try:
         found = proposals(config, (), topology, usable(topology))
     except UserError as error:

@@ -62,19 +62,19 @@ class Topology:
         return AbstractMesh(sizes, sharding.AXES, axis_types=(AxisType.Auto,) * len(sizes))
 
 
-def find(name: str, effort: float = TPU_EFFORT) -> Topology:
+def find(name: str, effort: float | None = None) -> Topology:
     """The topology of a name, see `FORMS`.
 
     Args:
       name: as it was asked for.
-      effort: of a TPU's compiler to make its code fast, from -1 to 0, the compiler's own.
+      effort: of a TPU's compiler to make its code fast, from -1 to 0, the compiler's own; None for `TPU_EFFORT`.
 
     Raises:
       UserError: an unknown name, a shape that the TPU does not come in, more devices than there are, or no libtpu.
     """
     kind, _, shape = name.partition(':')
     if kind.lower() in TPU_DIMENSIONS:
-        return _tpu(name, kind.lower(), shape, effort)
+        return _tpu(name, kind.lower(), shape, TPU_EFFORT if effort is None else effort)
     device = hardware.find(kind)
     if not re.fullmatch(r'[1-9]\d*', shape) or (kind != 'local' and device is None):
         gpus = ', '.join(d.name for d in hardware.DEVICES if d.name not in TPU_DIMENSIONS)

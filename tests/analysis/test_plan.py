@@ -340,14 +340,14 @@ def test_a_proposal_prints_what_to_paste(tmp_path, capsys):
 def test_a_row_of_another_effort_is_compiled_again_where_one_is_asked_for(tmp_path, monkeypatch):
     told = []
 
-    def find(name, effort):
+    def slice_of(name, kind, shape, effort):
         return dataclasses.replace(plan_table.stand_in(name), effort=effort)
 
     def compiled(step, topology, lowered, program):
         told.append(plan_compile.compiler_options(topology))
         return plan_compile.Compiled(program, 'libtpu x', 1.0, True, effort=topology.effort, needed=GIB, limit=2 * GIB)
 
-    monkeypatch.setattr(plan_topology, 'find', find)
+    monkeypatch.setattr(plan_topology, '_tpu', slice_of)
     monkeypatch.setattr(plan_compile, 'lower', lambda step: ('lowered', 'program'))
     monkeypatch.setattr(plan_compile, 'compile_step', compiled)
     cache = plan_table.Cache(str(tmp_path / 'scaling.json'))
