@@ -199,4 +199,4 @@ def measure_part(jobs: Sequence[Job], part: str, repeats: int) -> dict[str, Resu
             bar.set_postfix_str(name)
             bar.update()
 
-        return interleaved(candidates, repeats, progress)
+        return interleaved(candidates, repeats, progress, settle=part != 'workers')

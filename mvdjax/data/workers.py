@@ -10,7 +10,7 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator, Sequence
 from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
 
@@ -19,7 +19,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from mvdjax.data import guard, worker_settings
+from mvdjax.data import guard, slots, worker_settings
 from mvdjax.data.bad_files import BadFiles
 from mvdjax.data.guard import Board, Work, WorkerWatch
 from mvdjax.data.order import Numbers
@@ -85,9 +85,10 @@ def batches(
     done = restarts = 0
     while True:
         board = Board.create(workers, threads) if workers else None
+        memory = slots.memory(workers, shared_rows(1, ahead, -(-batch // workers))) if workers else None
         watch = WorkerWatch(board, samples.limit) if board else None
         rest = numbers.after(done)
-        stream = iter(_dataset(samples, rest, batch, workers, threads, ahead, board, flatten))
+        stream = iter(_dataset(samples, rest, batch, workers, threads, ahead, board, memory, flatten))
         try:
             if watch:
                 watch.start()
@@ -116,6 +117,8 @@ def batches(
                 board.remove()
                 del stream
                 gc.collect()  # Grain's iterators are cycles that hold on to shared memory
+            if memory:
+                memory.close()
 
 
 def _dataset(
@@ -126,6 +129,7 @@ def _dataset(
     threads: int,
     ahead: int,
     board: Board | None,
+    memory: slots.Memory | None,
     flatten: bool,
 ) -> Any:
     # A worker holds only what its threads need to keep going; what is ready waits in shared memory.
@@ -135,39 +139,53 @@ def _dataset(
     if board:
         if not flags.FLAGS.is_parsed():  # Grain's worker start-up reads absl flags
             flags.FLAGS.mark_as_parsed()
+        dataset = dataset.map(_store)
+        paths = memory.paths if memory else ()
+        small = grain.experimental.DatasetOptions(min_shm_size=slots.LEAST_BYTES)
+        dataset = grain.experimental.WithOptionsIterDataset(dataset, small)
         dataset = dataset.mp_prefetch(
             grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=ahead),
-            worker_init_fn=functools.partial(start_worker, board_path=board.path, threads=threads),
+            worker_init_fn=functools.partial(
+                start_worker, board_path=board.path, threads=threads, paths=paths, room=memory.slots if memory else 0
+            ),
         )
-    dataset = dataset.map(_same_shapes(samples.files.path, shared_rows(workers, ahead, batch)))
-    dataset = dataset.batch(batch)
-    return dataset.map(_flatten_views) if flatten else dataset
+    named = 0 if memory else shared_rows(workers, ahead, batch)
+    return dataset.batch(batch, batch_fn=_Batch(samples.files.path, memory, named, flatten))
 
 
-def _flatten_views(batch: Sample) -> Sample:
-    """(b, views, ...) -> (b * views, ...), sample-major: the views of a video stay neighbours."""
-    return {name: value.reshape(-1, *value.shape[2:]) for name, value in batch.items()}
+class _Batch:
+    """Samples to a batch."""
 
+    def __init__(self, path: str, memory: slots.Memory | None, named: int, flatten: bool) -> None:
+        """`path` is of the list; `named` samples may be in shared memory that has a name, which has to be there."""
+        self._path, self._memory, self._named, self._flatten = path, memory, named, flatten
+        self._first: dict[str, Any] = {}
 
-def _same_shapes(path: str, rows: int) -> Callable[[Sample], Sample]:
-    """Passes samples on that are shaped like the first one, which must fit into shared memory `rows` times."""
-    first: dict[str, Any] = {}
+    def __call__(self, samples: Sequence[Sample]) -> Sample:
+        """All samples as one, or UserError where one is shaped otherwise than the first."""
+        for sample in samples:
+            self._check(sample)
+        stack = self._memory.stack if self._memory else np.stack
+        batch = {name: stack([sample[name] for sample in samples]) for name in samples[0]}
+        if self._memory:
+            for sample in samples:
+                self._memory.free(sample)
+        if self._flatten:  # (b, views, ...) -> (b * views, ...), sample-major: the views of a video stay neighbours
+            batch = {name: value.reshape(-1, *value.shape[2:]) for name, value in batch.items()}
+        return batch
 
-    def check(sample: Sample) -> Sample:
-        found = {name: (np.shape(value), np.asarray(value).dtype) for name, value in sample.items()}
-        if not first:
-            check_shared_memory(rows * sum(np.asarray(value).nbytes for value in sample.values()))
-            first.update(found)
-        if found != first:
-            name = next(n for n in sorted(found.keys() | first.keys()) if found.get(n) != first.get(n))
-            shown = ['missing' if x is None else f'{x[1]} {x[0]}' for x in (found.get(name), first.get(name))]
+    def _check(self, sample: Sample) -> None:
+        found = {name: slots.kind(value) for name, value in sample.items()}
+        if not self._first:
+            check_shared_memory(self._named * sum(slots.size(value) for value in sample.values()))
+            self._first = found
+        if found != self._first:
+            name = next(n for n in sorted(found.keys() | self._first.keys()) if found.get(n) != self._first.get(n))
+            shown = ['missing' if x is None else f'{x[1]} {x[0]}' for x in (found.get(name), self._first.get(name))]
             raise UserError(
-                f'the samples of {path} do not fit together: {name} is {shown[0]} in one and {shown[1]} in another; '
-                'give the sources of data.mixture options that make the same shapes'
+                f'the samples of {self._path} do not fit together: {name} is {shown[0]} in one and {shown[1]} in '
+                'another; give the sources of data.mixture options that make the same shapes'
             )
-        return sample
-
-    return check
 
 
 def shared_rows(workers: int, ahead: int, batch: int) -> int:
@@ -197,7 +215,14 @@ def check_shared_memory(need: int) -> None:
             )
 
 
-def start_worker(index: int, count: int, board_path: str, threads: int) -> None:
+_writer: slots.Writer | None = None  # set in workers only
+
+
+def _store(sample: Sample) -> Sample:
+    return _writer.put(sample) if _writer else sample
+
+
+def start_worker(index: int, count: int, board_path: str, threads: int, paths: Sequence[str], room: int) -> None:
     """Runs first in every worker: no JAX backend may start there, and no orphan may outlive the main process."""
     os.environ['JAX_PLATFORMS'] = 'cpu'
     # Who stops a run by signal often tells all of its processes; the main one still needs batches to end in good order.
@@ -206,6 +231,10 @@ def start_worker(index: int, count: int, board_path: str, threads: int) -> None:
     worker_settings.tune()
     _end_with_parent()
     guard.sign_on(Board(board_path, count, threads), index)
+    if paths:
+        global _writer
+        with contextlib.suppress(OSError):
+            _writer = slots.Writer(paths[index], index, room)
 
 
 def _end_with_parent() -> None:

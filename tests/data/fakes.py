@@ -20,7 +20,7 @@ class Recipe:
     """Echoes the record, and what was drawn for it.
 
     Attributes:
-      width: of an array, to make shapes differ.
+      width: of an array full of the line's number, to make shapes differ.
       labels: whether samples have any.
       faults: line -> 'broken', 'hang', 'sleep', 'crash' or 'odd'.
     """
@@ -43,7 +43,11 @@ class Recipe:
             ctypes.string_at(0)  # a real one: a signal from os.kill may arrive when the call is over
         if fault == 'odd':
             raise OddError(record.line, 'odd')
-        sample = {'line': np.int32(record.line), 'draw': rng.random(), 'wide': np.zeros(self.width, np.uint8)}
+        sample = {
+            'line': np.int32(record.line),
+            'draw': rng.random(),
+            'wide': np.full(self.width, record.line % 256, np.uint8),
+        }
         return sample | ({'label': np.int32(record.label)} if self.labels else {})
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from fakes import echo, same
 
-from mvdjax.data import guard, workers
+from mvdjax.data import guard, slots, workers
 from mvdjax.data.guard import Board, Work, WorkerWatch
 from mvdjax.data.pipeline import BadFiles, empty_sample, eval_batches, read_bad_files, train_batches
 from mvdjax.data.schema import Record
@@ -21,7 +21,7 @@ from mvdjax.errors import UserError
 
 
 def run(faults, bad=None, steps=6, **options):
-    data, files = echo(24, fakes.Recipe(faults=tuple(faults.items())), **options)
+    data, files = echo(24, fakes.Recipe(slots.LEAST_BYTES, faults=tuple(faults.items())), **options)
     return list(
         train_batches(data, files, seed=0, global_batch=8, start_step=0, steps=steps, bad=BadFiles(bad and str(bad)))
     )
@@ -128,7 +128,7 @@ def test_a_worker_that_does_not_die_of_a_file_blames_none_and_giving_up_names_wh
 
 
 def test_a_worker_that_is_killed_is_started_again_and_the_stream_goes_on():
-    data, files = echo(24, workers=1, threads=1, prefetch=1)
+    data, files = echo(24, fakes.Recipe(slots.LEAST_BYTES), workers=1, threads=1, prefetch=1)
     stream = train_batches(data, files, seed=0, global_batch=8, start_step=0, steps=6, bad=BadFiles(None))
     found = [next(stream)]
     for process in workers.worker_processes():
