@@ -9,11 +9,10 @@ The memory is a file without a name (Linux' memfd): nothing is left behind howev
 """
 
 import dataclasses
-import math
 import mmap
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -46,10 +45,15 @@ def kind(value: Any) -> tuple[tuple[int, ...], np.dtype]:
     return (value.shape, value.dtype) if isinstance(value, Stored) else (np.shape(value), np.asarray(value).dtype)
 
 
-def size(value: Any) -> int:
-    """Bytes of what `kind` takes."""
-    shape, dtype = kind(value)
-    return math.prod(shape) * dtype.itemsize
+def _large(sample: Sample) -> dict[str, np.ndarray]:
+    """Its arrays that are not pickled."""
+    arrays = {name: value for name, value in sample.items() if isinstance(value, np.ndarray) and value.ndim}
+    return {name: a for name, a in arrays.items() if a.nbytes >= LEAST_BYTES and not a.dtype.hasobject}
+
+
+def large_bytes(sample: Sample) -> int:
+    """Bytes of its arrays that go through memory that processes share."""
+    return sum(value.nbytes for value in _large(sample).values())
 
 
 class _Flags:
@@ -68,21 +72,38 @@ class _Flags:
         self._map[slot] = full
 
 
+class Place(NamedTuple):
+    """Where other processes find a file without a name, and which one it is."""
+
+    path: str
+    device: int
+    inode: int
+
+
+def _open(place: Place) -> int:
+    """Opens the file. Raises OSError, also where /proc is not this process's and has another file there."""
+    file = os.open(place.path, os.O_RDWR)
+    found = os.fstat(file)
+    if (found.st_dev, found.st_ino) != (place.device, place.inode):
+        os.close(file)
+        raise FileNotFoundError(place.path)
+    return file
+
+
 class Writer:
     """A worker's side."""
 
-    def __init__(self, path: str, worker: int, slots: int) -> None:
-        """`path` is `Memory.paths[worker]`, `slots` the memory's; a slot gets the size of the first sample."""
-        self._file = os.open(path, os.O_RDWR)
+    def __init__(self, place: Place, worker: int, slots: int) -> None:
+        """`place` is `Memory.places[worker]`, `slots` the memory's; a slot gets the size of the first sample.
+
+        Raises OSError if the file may not be opened, or another one is there.
+        """
+        self._file = _open(place)
         self._flags, self._worker, self._slot_bytes = _Flags(self._file, slots), worker, 0
 
     def put(self, sample: Sample) -> Sample:
         """The sample with its large arrays stored; as it is, for Grain to pass on, if there is no room for it."""
-        large = {
-            name: np.ascontiguousarray(value)
-            for name, value in sample.items()
-            if isinstance(value, np.ndarray) and value.nbytes >= LEAST_BYTES and not value.dtype.hasobject
-        }
+        large = {name: np.ascontiguousarray(value) for name, value in _large(sample).items()}
         need = sum(value.nbytes for value in large.values())
         self._slot_bytes = self._slot_bytes or need
         slot = self._flags.free()
@@ -93,7 +114,7 @@ class Writer:
             for name, value in large.items():
                 stored[name] = Stored(self._worker, slot, offset, value.shape, value.dtype)
                 offset = self._write(value, offset)
-        except OSError:  # out of memory
+        except OSError:  # a limit on memory or on the size of files
             return sample
         self._flags.set(slot, 1)
         return {**sample, **stored}
@@ -114,19 +135,20 @@ class Memory:
     """The main process's side: a file for each worker of a stream."""
 
     def __init__(self, workers: int, slots: int) -> None:
-        """Raises OSError, AttributeError where the system has no such files, or not for other processes."""
+        """Raises OSError, AttributeError where the system has no such files, or no paths to them."""
         self.slots = slots
         self._files: list[int] = []
         self._flags: list[_Flags] = []
+        self.places: list[Place] = []
         try:
             for worker in range(workers):
                 file = os.memfd_create(f'mvdjax-worker-{worker}')
                 self._files.append(file)
                 os.truncate(file, mmap.PAGESIZE * -(-slots // mmap.PAGESIZE))
                 self._flags.append(_Flags(file, slots))
-            self.paths = tuple(f'/proc/{os.getpid()}/fd/{file}' for file in self._files)
-            for path in self.paths:
-                os.close(os.open(path, os.O_RDWR))
+                found = os.fstat(file)
+                self.places.append(Place(f'/proc/{os.getpid()}/fd/{file}', found.st_dev, found.st_ino))
+                os.close(_open(self.places[-1]))
         except OSError:
             self.close()
             raise
@@ -137,11 +159,11 @@ class Memory:
             return np.stack(values)
         shape, dtype = kind(values[0])
         out = np.empty((len(values), *shape), dtype)
-        for row, value in zip(out, values, strict=True):
+        for place, value in enumerate(values):
             if isinstance(value, Stored):
-                self._read(value, row)
+                self._read(value, out[place])
             else:
-                row[...] = value
+                out[place] = value
         return out
 
     def _read(self, stored: Stored, out: np.ndarray) -> None:

@@ -140,25 +140,25 @@ def _dataset(
         if not flags.FLAGS.is_parsed():  # Grain's worker start-up reads absl flags
             flags.FLAGS.mark_as_parsed()
         dataset = dataset.map(_store)
-        paths = memory.paths if memory else ()
+        places = memory.places if memory else ()
         small = grain.experimental.DatasetOptions(min_shm_size=slots.LEAST_BYTES)
         dataset = grain.experimental.WithOptionsIterDataset(dataset, small)
         dataset = dataset.mp_prefetch(
             grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=ahead),
             worker_init_fn=functools.partial(
-                start_worker, board_path=board.path, threads=threads, paths=paths, room=memory.slots if memory else 0
+                start_worker, board_path=board.path, threads=threads, places=places, room=memory.slots if memory else 0
             ),
         )
-    named = 0 if memory else shared_rows(workers, ahead, batch)
-    return dataset.batch(batch, batch_fn=_Batch(samples.files.path, memory, named, flatten))
+    rows = shared_rows(workers, ahead, batch)
+    return dataset.batch(batch, batch_fn=_Batch(samples.files.path, memory, rows, flatten))
 
 
 class _Batch:
     """Samples to a batch."""
 
-    def __init__(self, path: str, memory: slots.Memory | None, named: int, flatten: bool) -> None:
-        """`path` is of the list; `named` samples may be in shared memory that has a name, which has to be there."""
-        self._path, self._memory, self._named, self._flatten = path, memory, named, flatten
+    def __init__(self, path: str, memory: slots.Memory | None, rows: int, flatten: bool) -> None:
+        """`path` is of the list; `rows` samples may be on their way."""
+        self._path, self._memory, self._rows, self._flatten = path, memory, rows, flatten
         self._first: dict[str, Any] = {}
 
     def __call__(self, samples: Sequence[Sample]) -> Sample:
@@ -177,7 +177,8 @@ class _Batch:
     def _check(self, sample: Sample) -> None:
         found = {name: slots.kind(value) for name, value in sample.items()}
         if not self._first:
-            check_shared_memory(self._named * sum(slots.size(value) for value in sample.values()))
+            if not any(isinstance(value, slots.Stored) for value in sample.values()):  # Grain passes them on
+                check_shared_memory(self._rows * slots.large_bytes(sample))
             self._first = found
         if found != self._first:
             name = next(n for n in sorted(found.keys() | self._first.keys()) if found.get(n) != self._first.get(n))
@@ -222,7 +223,9 @@ def _store(sample: Sample) -> Sample:
     return _writer.put(sample) if _writer else sample
 
 
-def start_worker(index: int, count: int, board_path: str, threads: int, paths: Sequence[str], room: int) -> None:
+def start_worker(
+    index: int, count: int, board_path: str, threads: int, places: Sequence[slots.Place], room: int
+) -> None:
     """Runs first in every worker: no JAX backend may start there, and no orphan may outlive the main process."""
     os.environ['JAX_PLATFORMS'] = 'cpu'
     # Who stops a run by signal often tells all of its processes; the main one still needs batches to end in good order.
@@ -231,10 +234,10 @@ def start_worker(index: int, count: int, board_path: str, threads: int, paths: S
     worker_settings.tune()
     _end_with_parent()
     guard.sign_on(Board(board_path, count, threads), index)
-    if paths:
+    if places:
         global _writer
         with contextlib.suppress(OSError):
-            _writer = slots.Writer(paths[index], index, room)
+            _writer = slots.Writer(places[index], index, room)
 
 
 def _end_with_parent() -> None:

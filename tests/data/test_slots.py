@@ -9,6 +9,7 @@ from fakes import echo, same
 
 from mvdjax.data import slots, workers
 from mvdjax.data.pipeline import BadFiles, train_batches
+from mvdjax.errors import UserError
 
 LARGE = slots.LEAST_BYTES
 
@@ -22,7 +23,7 @@ def memory():
 
 @pytest.fixture
 def writers(memory):
-    found = [slots.Writer(path, worker, memory.slots) for worker, path in enumerate(memory.paths)]
+    found = [slots.Writer(place, worker, memory.slots) for worker, place in enumerate(memory.places)]
     yield found
     for writer in found:
         writer.close()
@@ -51,7 +52,7 @@ def test_a_sample_comes_out_as_it_went_in_and_small_arrays_go_along(memory, writ
     sent = [writer.put(sample(7 + worker)) for worker, writer in enumerate(writers)]
     for one in sent:
         assert [type(one[name]) for name in ('video', 'flow', 'mask')] == [slots.Stored, slots.Stored, np.ndarray]
-        assert slots.size(one['flow']) == 6 * LARGE
+        assert slots.kind(one['flow']) == ((3, LARGE // 2), np.float32)
     found = got(memory, sent)
     same([found], [stacked(sample(7), sample(8))])
     assert found['flow'].dtype == np.float32
@@ -71,7 +72,7 @@ def test_a_slot_is_written_again_only_after_it_was_given_back(memory, writers):
 def test_slots_that_nobody_needed_take_no_memory(memory, writers):
     for i in range(20):
         memory.free(writers[1].put(sample(i)))
-    assert os.stat(memory.paths[1]).st_blocks * 512 < 10 * LARGE  # one of 9
+    assert os.stat(memory.places[1].path).st_blocks * 512 < 10 * LARGE  # one of 9
 
 
 def test_what_does_not_fit_is_passed_on(memory, writers, monkeypatch):
@@ -108,8 +109,32 @@ def test_batches_are_the_same_however_samples_come_and_all_slots_come_back(witho
     assert not held()
 
 
-def test_memory_that_other_processes_may_not_open_is_none(monkeypatch):
+def test_memory_without_paths_is_none(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(os, 'open', refuse)
         assert slots.memory(2, 3) is None
     assert not held()
+
+
+def test_another_file_at_the_path_is_left_alone(memory, tmp_path, monkeypatch):
+    other = tmp_path / 'other'
+    other.write_bytes(b'precious')
+    with pytest.raises(FileNotFoundError):
+        slots.Writer(memory.places[0]._replace(path=str(other)), 0, 3)
+    monkeypatch.setattr(os, 'getpid', lambda: 1)  # as under a /proc of other processes
+    assert slots.memory(2, 3) is None
+    assert other.read_bytes() == b'precious'
+
+
+def test_where_workers_may_not_open_it_shared_memory_is_checked(monkeypatch):
+    monkeypatch.setattr(slots, 'memory', lambda workers, rows: locked(slots.Memory(workers, rows)))
+    monkeypatch.setattr(os, 'statvfs', lambda path: os.statvfs_result((4096, 4096, 16, 0, 0, 0, 0, 0, 0, 0)))
+    data, files = echo(24, fakes.Recipe(LARGE), workers=1)
+    stream = train_batches(data, files, seed=0, global_batch=8, start_step=0, steps=3, bad=BadFiles(None))
+    with pytest.raises(UserError, match='shared memory'):
+        next(stream)
+
+
+def locked(memory):
+    memory.places = [place._replace(inode=0) for place in memory.places]
+    return memory
