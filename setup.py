@@ -33,7 +33,7 @@ REQUIRES = [
 EXTRAS = {
     'test': [
         'pytest>=8,<10',
-        'pytest-xdist>=3,<4',
+        'pytest-xdist>=3.8,<4',
         'ruff>=0.15,<0.18',
         'mypy>=1.15,<3',
         'types-tqdm',

@@ -14,4 +14,5 @@ echo "== shellcheck"
 echo "== mypy"
 .venv/bin/mypy
 echo "== pytest"
-.venv/bin/python -m pytest -n "$(nproc 2>/dev/null || echo 2)"
+# By files: what the tests of one share is made once.
+.venv/bin/python -m pytest -n "$(nproc 2>/dev/null || echo 2)" --dist loadfile --no-loadscope-reorder

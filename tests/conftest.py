@@ -18,6 +18,18 @@ jax.config.update('jax_numpy_rank_promotion', 'allow')
 flags.FLAGS.mark_as_parsed()  # Grain's worker processes read absl flags
 
 
+# Files that take longest, the longest first: where files are handed out one by one, no core waits for one at the end.
+LONG = (
+    *('test_train', 'test_bevt_runs', 'test_golden_bevt', 'test_plan', 'test_sharding', 'test_two_processes'),
+    *('test_rollback', 'test_processes', 'test_levers', 'test_quickstart', 'test_saving', 'test_pack', 'test_cli'),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the long files first, all else as it was."""
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+
+
 @pytest.fixture(scope='session')
 def demo_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small demo data set, written once for all tests of a worker. Read only."""

@@ -23,7 +23,7 @@ from mvdjax.errors import UserError
 OPTIONS = {'size': 32, 'patch': (2, 16, 16), 'mask': {'kind': 'tube', 'ratio': 0.5}, 'length': 4, 'stride': 4}
 
 
-def in_this_process(candidates, repeats, progress):
+def in_this_process(candidates, repeats, progress, settle):
     """Stands in for `measure.interleaved`, whose processes would each import everything (see test_measure)."""
     results = {}
     for candidate in candidates:
