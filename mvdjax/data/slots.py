@@ -56,11 +56,16 @@ def large_bytes(sample: Sample) -> int:
     return sum(value.nbytes for value in _large(sample).values())
 
 
+def _flag_bytes(slots: int) -> int:
+    """Whole pages of a byte for each slot."""
+    return -(-slots // mmap.PAGESIZE) * mmap.PAGESIZE
+
+
 class _Flags:
     """The beginning of a file: for each slot whether it is full (1) or free (0)."""
 
     def __init__(self, file: int, slots: int) -> None:
-        self.bytes = -(-slots // mmap.PAGESIZE) * mmap.PAGESIZE
+        self.bytes = _flag_bytes(slots)
         self._slots = slots
         self._map = mmap.mmap(file, self.bytes)
 
@@ -144,7 +149,7 @@ class Memory:
             for worker in range(workers):
                 file = os.memfd_create(f'mvdjax-worker-{worker}')
                 self._files.append(file)
-                os.truncate(file, mmap.PAGESIZE * -(-slots // mmap.PAGESIZE))
+                os.truncate(file, _flag_bytes(slots))
                 self._flags.append(_Flags(file, slots))
                 found = os.fstat(file)
                 self.places.append(Place(f'/proc/{os.getpid()}/fd/{file}', found.st_dev, found.st_ino))

@@ -236,7 +236,7 @@ def start_worker(
     guard.sign_on(Board(board_path, count, threads), index)
     if places:
         global _writer
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # Grain passes the samples on, and `_Batch` checks its memory
             _writer = slots.Writer(places[index], index, room)
 
 

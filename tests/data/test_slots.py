@@ -59,14 +59,14 @@ def test_a_sample_comes_out_as_it_went_in_and_small_arrays_go_along(memory, writ
 
 
 def test_a_slot_is_written_again_only_after_it_was_given_back(memory, writers):
-    held = [writers[0].put(sample(i)) for i in range(3)]
+    kept = [writers[0].put(sample(i)) for i in range(3)]
     passed_on = writers[0].put(sample(9))  # no room: by Grain
     assert isinstance(passed_on['video'], np.ndarray)
-    same([got(memory, [*held, passed_on])], [stacked(*map(sample, (0, 1, 2, 9)))])
-    memory.free(held[1])
-    held[1] = writers[0].put(sample(4))
-    assert held[1]['video'].slot == 1
-    same([got(memory, held)], [stacked(*map(sample, (0, 4, 2)))])
+    same([got(memory, [*kept, passed_on])], [stacked(*map(sample, (0, 1, 2, 9)))])
+    memory.free(kept[1])
+    kept[1] = writers[0].put(sample(4))
+    assert kept[1]['video'].slot == 1
+    same([got(memory, kept)], [stacked(*map(sample, (0, 4, 2)))])
 
 
 def test_slots_that_nobody_needed_take_no_memory(memory, writers):
